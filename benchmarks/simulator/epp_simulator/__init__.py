@@ -1,0 +1,1 @@
+"""A vLLM stand-in: the same HTTP interface, metrics and timing, without a model."""

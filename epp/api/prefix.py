@@ -1,0 +1,43 @@
+"""Where a prefix-cache producer leaves its findings, and how a scorer reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from epp.api.endpoints import Endpoints, FloatArray
+from epp.api.keys import PREFIX_CACHE_MATCH, DataKey
+from epp.api.request import InferenceRequest
+
+_CACHED_BLOCKS = "PrefixCacheCachedBlocks"
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """How much of the prompt each candidate already holds.
+
+    `blocks` is weighted by tier, `cached_blocks` is not; both of shape `(n,)` count contiguous blocks from the start.
+    `total_blocks` counts the prompt's blocks, `block_size_tokens` their size.
+    """
+
+    blocks: FloatArray
+    cached_blocks: FloatArray
+    total_blocks: int
+    block_size_tokens: int
+
+
+def publish_prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str, match: PrefixMatch) -> None:
+    """For producers: attach the match to the request and its candidates."""
+    key = DataKey(PREFIX_CACHE_MATCH, producer)
+    request.attributes[key] = (match.total_blocks, match.block_size_tokens)
+    endpoints.set(key, match.blocks)
+    endpoints.set(DataKey(_CACHED_BLOCKS, producer), match.cached_blocks)
+
+
+def prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str) -> PrefixMatch | None:
+    """For consumers: the match over these candidates, None when the producer found nothing to say."""
+    key = DataKey(PREFIX_CACHE_MATCH, producer)
+    info = request.attributes.get(key)
+    if info is None or not endpoints.has(key):
+        return None
+    total, block_size = info
+    return PrefixMatch(endpoints.column(key), endpoints.column(DataKey(_CACHED_BLOCKS, producer)), total, block_size)
