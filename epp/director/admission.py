@@ -1,0 +1,33 @@
+"""May this request be scheduled now? The seam behind which queues with priorities and fairness can come."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any, Protocol
+
+from epp.api.endpoints import Endpoints
+from epp.api.errors import ResourceExhausted
+from epp.api.plugin import SaturationDetector
+from epp.api.request import InferenceRequest
+
+
+class Admission(Protocol):
+    """Admits by returning (or by an awaitable that returns), refuses by raising a `RequestError`."""
+
+    def admit(self, request: InferenceRequest, endpoints: Endpoints) -> Awaitable[None] | None:
+        """`endpoints` are all of the pool, not only the request's candidates."""
+
+
+class SheddableAdmission:
+    """The plain rule: a sheddable request (priority below 0) is refused while the pool is saturated (1.0 or more).
+
+    Everybody else is admitted without a look, so the detector costs nothing on the common path. The dropped-reason
+    header is always sent; llm-d-router leaves it out in this one case.
+    """
+
+    def __init__(self, detector: SaturationDetector[Any]) -> None:
+        self._detector = detector
+
+    def admit(self, request: InferenceRequest, endpoints: Endpoints) -> None:
+        if request.priority < 0 and self._detector.saturation(endpoints) >= 1.0:
+            raise ResourceExhausted("system saturated, sheddable request dropped", reason="rejected-saturated")

@@ -1,0 +1,129 @@
+"""The response phase of one picked request: what is measured, which hooks run, and the one end."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from epp.api.errors import RequestError
+from epp.api.plugin import Clock, Parser, SchedulingResult
+from epp.api.request import InferenceRequest, InferenceResponse, TerminationCause
+from epp.director.flight import Decision
+from epp.director.recording import Recorder
+from epp.scheduling.guard import Guarded
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseHooks:
+    """The hooks that some plugin overrides, by moment."""
+
+    headers: Sequence[Guarded]
+    first_chunk: Sequence[Guarded]
+    end: Sequence[Guarded]
+
+
+class RequestFlight:
+    """Implements `epp.director.flight.Flight`. `end` releases everything exactly once."""
+
+    __slots__ = (
+        "_clock",
+        "_ended",
+        "_hooks",
+        "_itl",
+        "_itl_bounds",
+        "_parser",
+        "_recorder",
+        "decision",
+        "request",
+        "response",
+    )
+
+    def __init__(
+        self,
+        request: InferenceRequest,
+        result: SchedulingResult,
+        parser: Parser[Any] | None,
+        recorder: Recorder,
+        hooks: ResponseHooks,
+        clock: Clock,
+    ) -> None:
+        self.request = request
+        self.response = InferenceResponse(served=result.target.picked[0].host_port)
+        self.decision = Decision(destination="")
+        self._parser = parser
+        self._recorder = recorder
+        self._hooks = hooks
+        self._clock = clock
+        self._ended = False
+        self._itl: list[int] | None = None
+        self._itl_bounds = recorder.itl_bounds
+        recorder.began(request, clock())
+
+    def response_headers(self, status: int, headers: Mapping[str, str], served: str) -> None:
+        """The server answered. `served` "" keeps the picked endpoint."""
+        response = self.response
+        response.status = status
+        response.headers = headers
+        response.streaming = "text/event-stream" in headers.get("content-type", "")
+        if served:
+            response.served = served
+        self._run(self._hooks.headers)
+
+    def chunk(self, now: float, size: int) -> None:
+        """A non-empty body chunk passed by. The hot path: one call per token."""
+        response = self.response
+        last = response.last_chunk_at
+        response.last_chunk_at = now
+        response.body_size += size
+        if last is None:
+            response.first_chunk_at = now
+            self._run(self._hooks.first_chunk)
+        elif response.streaming:
+            counts = self._itl
+            if counts is None:
+                counts = self._itl = [0] * (len(self._itl_bounds) + 1)
+            counts[bisect_left(self._itl_bounds, now - last)] += 1
+
+    def stream_usage(self, event: bytes) -> None:
+        """An SSE data event that mentions usage."""
+        if self._parser is not None:
+            try:
+                usage = self._parser.stream_usage(self.request.payload, event)
+            except Exception as error:
+                self._recorder.unexpected(error)
+                return
+            if usage is not None:
+                self.response.usage.merge(usage)
+
+    def body_usage(self, body: bytes) -> None:
+        """A complete JSON answer, or its tail."""
+        if self._parser is not None:
+            try:
+                usage = self._parser.usage(self.request.payload, body)
+            except Exception as error:
+                self._recorder.unexpected(error)
+                return
+            if usage is not None:
+                self.response.usage.merge(usage)
+
+    def end(self, cause: TerminationCause) -> None:
+        """Release everything; later calls do nothing."""
+        if self._ended:
+            return
+        self._ended = True
+        self.response.cause = cause
+        self._run(self._hooks.end)
+        self._recorder.ended(self.request, self.response, self._itl, self._clock())
+
+    def abandon(self) -> None:
+        """The request was refused after it had been picked: the hooks that took something give it back."""
+        self.end(TerminationCause.ERROR)
+
+    def _run(self, hooks: Sequence[Guarded]) -> None:
+        for guarded in hooks:
+            try:
+                guarded.run(self.request, self.response)
+            except RequestError as error:
+                guarded.failed(error)  # too late to refuse: the server is already answering

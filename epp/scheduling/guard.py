@@ -1,0 +1,68 @@
+"""One bad plugin never takes the pool down: run it, time it, and when it fails, count it and go on without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from epp.api.errors import RequestError
+from epp.api.plugin import Clock, Plugin
+
+
+class Child(Protocol):
+    """A histogram's child."""
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+
+
+class PluginTimings(Protocol):
+    """Where durations and failures of plugins go."""
+
+    def duration(self, extension_point: str, plugin_type: str, plugin_name: str) -> Child:
+        """The histogram child of one plugin at one extension point, in seconds."""
+
+    def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
+        """Count a failure, and log it at most once a minute."""
+
+
+class Guarded:
+    """One hook of one plugin, with its timing. `run` returns None when the plugin failed.
+
+    `RequestError` is not a failure: it is how a plugin refuses a request, so it passes through.
+    """
+
+    __slots__ = ("_clock", "_extension_point", "_hook", "_observe", "_timings", "plugin")
+
+    def __init__(
+        self, plugin: Plugin[Any], hook: Callable[..., Any], extension_point: str, timings: PluginTimings, clock: Clock
+    ) -> None:
+        self.plugin = plugin
+        self._hook = hook
+        self._extension_point = extension_point
+        self._timings = timings
+        self._clock = clock
+        self._observe = timings.duration(extension_point, plugin.type, plugin.name).observe
+
+    def run(self, *arguments: Any) -> Any:
+        """Call the hook."""
+        clock = self._clock
+        began = clock()
+        try:
+            return self._hook(*arguments)
+        except RequestError:
+            raise
+        except Exception as error:
+            self.failed(error)
+            return None
+        finally:
+            self._observe(clock() - began)
+
+    def failed(self, error: BaseException) -> None:
+        """Count a failure that was noticed outside the call (a wrong shape, a time-out)."""
+        self._timings.failed(self._extension_point, self.plugin.type, self.plugin.name, error)
+
+
+def overriding(plugins: list[Plugin[Any]], hook: str) -> list[Plugin[Any]]:
+    """The plugins whose class overrides a hook of `Plugin`: only those are ever called."""
+    return [plugin for plugin in plugins if getattr(type(plugin), hook) is not getattr(Plugin, hook)]

@@ -1,0 +1,55 @@
+"""The profiles of a pool and the handler that decides which of them run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from epp.api.endpoints import Endpoints
+from epp.api.errors import RequestError, ResourceExhausted
+from epp.api.plugin import Clock, ProfileHandler, ProfileResult, SchedulingResult
+from epp.api.request import InferenceRequest
+from epp.scheduling.guard import Guarded, PluginTimings
+from epp.scheduling.profile import SchedulingProfile
+
+
+class Scheduler:
+    """Runs profiles until the handler asks for no more."""
+
+    def __init__(
+        self,
+        profiles: Mapping[str, SchedulingProfile],
+        handler: ProfileHandler[Any],
+        *,
+        timings: PluginTimings,
+        clock: Clock,
+    ) -> None:
+        self.profiles = dict(profiles)
+        self._next = Guarded(handler, handler.next_profiles, "ProfilePicker", timings, clock)
+        self._primary = Guarded(handler, handler.primary, "ProcessProfilesResults", timings, clock)
+
+    def schedule(self, request: InferenceRequest, endpoints: Endpoints) -> SchedulingResult:
+        """One result per profile that ran; the error of the primary profile when it found nothing."""
+        done: dict[str, ProfileResult | None] = {}
+        errors: dict[str, RequestError] = {}
+        while names := [name for name in self._next.run(request, self.profiles, done) or () if name not in done]:
+            for name in names:
+                profile = self.profiles.get(name)
+                if profile is None:
+                    raise ResourceExhausted(
+                        f"failed to find target endpoint: no scheduling profile {name!r}, only "
+                        + ", ".join(sorted(self.profiles)),
+                    )
+                try:
+                    done[name] = profile.run(request, endpoints)
+                except RequestError as error:
+                    done[name] = None
+                    errors[name] = error
+        primary = self._primary.run(request, done) if done else None
+        if primary is None or done.get(primary) is None:
+            raise (
+                errors.get(primary or "")
+                or next(iter(errors.values()), None)
+                or ResourceExhausted("failed to find target endpoint: no profile produced one")
+            )
+        return SchedulingResult(primary=primary, profiles=done)
