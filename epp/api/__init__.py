@@ -1,5 +1,9 @@
 """The contract between the picker and its plugins. `import epp` gives the same names."""
 
+from epp.api.attributes import LORA as LORA
+from epp.api.attributes import MODELS as MODELS
+from epp.api.attributes import LoraInfo as LoraInfo
+from epp.api.attributes import ModelInfo as ModelInfo
 from epp.api.endpoints import BASE_COLUMNS as BASE_COLUMNS
 from epp.api.endpoints import BoolArray as BoolArray
 from epp.api.endpoints import Endpoint as Endpoint
@@ -44,6 +48,7 @@ from epp.api.plugin import SaturationDetector as SaturationDetector
 from epp.api.plugin import SchedulingResult as SchedulingResult
 from epp.api.plugin import Scorer as Scorer
 from epp.api.plugin import Scores as Scores
+from epp.api.plugin import ScrapeTarget as ScrapeTarget
 from epp.api.prefix import PrefixMatch as PrefixMatch
 from epp.api.prefix import prefix_match as prefix_match
 from epp.api.prefix import publish_prefix_match as publish_prefix_match

@@ -28,6 +28,7 @@ from epp.api.request import InferenceRequest, InferenceResponse, Payload, Usage
 
 if TYPE_CHECKING:
     import logging
+    import ssl
 
 Clock = Callable[[], float]
 """Seconds, monotonic. Handed in, so that tests and simulations own the time."""
@@ -239,11 +240,35 @@ class Discovery(Plugin[ParamsT]):
     """Fills the endpoint table from outside Kubernetes. `start` returns after the first complete load."""
 
 
-class DataSource(Plugin[ParamsT]):
-    """Fetches something from every endpoint again and again; its extractors turn it into columns and attributes.
+@dataclass(frozen=True, slots=True)
+class ScrapeTarget:
+    """Where a `DataSource` asks: `GET path` (verbatim, query included) on `host:port`.
 
-    The collector of `epp.datalayer` drives it: see `epp_plugins/sources/metrics.py` for the one that matters.
+    `tls` None: plaintext. `server_name` is what the certificate is checked against; empty: `host`.
     """
+
+    host: str
+    port: int
+    path: str
+    tls: ssl.SSLContext | None = None
+    server_name: str = ""
+
+
+class DataSource(Plugin[ParamsT]):
+    """Says what is fetched from every endpoint again and again; its extractors turn it into columns and attributes.
+
+    The collector of `epp.datalayer` does the fetching: one kept connection per endpoint and source, any status but
+    200 is an error. An endpoint is asked for its target once, when it appears.
+    """
+
+    @abstractmethod
+    def target(self, endpoint: Endpoint) -> ScrapeTarget:
+        """What to fetch for this endpoint. ValueError: not from this one (counted, and never asked)."""
+
+    @property
+    def interval(self) -> float | None:
+        """Fixed seconds between two fetches of one endpoint; None: the collector adapts to traffic and cost."""
+        return None
 
 
 class Extractor(Plugin[ParamsT]):
@@ -251,7 +276,10 @@ class Extractor(Plugin[ParamsT]):
 
     @abstractmethod
     def extract(self, row: int, endpoint: Endpoint, data: bytes) -> None:
-        """Write to `self.context.table`; raise ValueError when `data` lacks what is expected."""
+        """Write to `self.context.table`; raise ValueError when `data` lacks what is expected (after writing the rest).
+
+        An extractor that measures load sets `scraped_at` to the clock. The row belongs to `endpoint` when this runs.
+        """
 
 
 @dataclass(slots=True)
