@@ -29,10 +29,16 @@ class Usage:
     cached_tokens: int | None = None
 
     def merge(self, later: Usage) -> None:
-        """Take what `later` reports; what it leaves out or reports as 0 keeps its value."""
+        """Take what `later` reports; what it leaves out or reports as 0 keeps its value.
+
+        A total that `later` does not report is the sum of both parts, which may have come in different events.
+        """
         self.prompt_tokens = later.prompt_tokens or self.prompt_tokens
         self.completion_tokens = later.completion_tokens or self.completion_tokens
-        self.total_tokens = later.total_tokens or self.total_tokens
+        if later.total_tokens:
+            self.total_tokens = later.total_tokens
+        elif self.prompt_tokens is not None and self.completion_tokens is not None:
+            self.total_tokens = self.prompt_tokens + self.completion_tokens
         if later.cached_tokens is not None:
             self.cached_tokens = later.cached_tokens
 
@@ -118,6 +124,13 @@ class Payload:
     def token_ids(self) -> tuple[list[int], ...] | None:
         """Token ids that the client sent, one list per prompt; None when it sent text."""
         return None
+
+    def media_features(self) -> tuple[MediaFeature, ...]:
+        """Media that the client described beside its token ids, ordered by offset."""
+        return ()
+
+    def release(self) -> None:
+        """Let go of the content, which may be as large as the body; the fields above stay. Called after the pick."""
 
 
 @dataclass(slots=True, eq=False)

@@ -1,0 +1,1 @@
+"""Parsers: what a request body means, and the usage in its answer."""

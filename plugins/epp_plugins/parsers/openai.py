@@ -1,0 +1,195 @@
+"""`openai-parser`: OpenAI's HTTP APIs as vLLM and others serve them.
+
+What it does: reads model, stream flag, token limit and cache salt; text, media and token ids only when a plugin asks.
+Checks that the one field that each API cannot do without is there, and leaves everything else to the model server.
+
+When to use: always, unless no traffic has these APIs. It is part of the default list of parsers.
+
+Parameters: none. Metrics: none of its own; refusals count as errors of the request.
+
+Failure behaviour: a body that is not JSON, or lacks the required field, is refused with 400. Content of an unexpected
+shape inside a message is taken as its JSON text. A path under this parser that names no API is read as completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from epp.api import BadRequest, MediaPart, NoParams, Parser, Payload, TextPart, Usage
+from epp_plugins.parsers.chat_content import attempt, chat_parts
+from epp_plugins.parsers.json_body import (
+    count_of,
+    decode,
+    is_filled_array,
+    is_filled_string,
+    is_null,
+    raw_text,
+    salt_of,
+    text_of,
+)
+from epp_plugins.parsers.splice import replace_member
+from epp_plugins.parsers.token_ids import BATCH, IDS, starts_with_number
+from epp_plugins.parsers.usage import usage_in_answer, usage_in_event
+
+CHAT, COMPLETIONS, EMBEDDINGS = "chat completions", "completions", "embeddings"
+RESPONSES, CONVERSATIONS, IMAGES = "responses", "conversations", "images generations"
+
+_REQUIRED = {
+    CHAT: "must have valid messages field",
+    COMPLETIONS: "must have prompt field",
+    EMBEDDINGS: "must have input field",
+    RESPONSES: "must have input field",
+    CONVERSATIONS: "must have items field",
+    IMAGES: "must have prompt field",
+}
+_TEXTS = msgspec.json.Decoder(str | list[str])
+
+
+class _Fields(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+    cache_salt: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
+    max_output_tokens: Any = None
+    messages: msgspec.Raw = msgspec.Raw()
+    tools: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    input: msgspec.Raw = msgspec.Raw()
+    items: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()
+
+
+_FIELDS = msgspec.json.Decoder(_Fields)
+
+
+class OpenAIPayload(Payload):
+    """A request of one of OpenAI's APIs; `kind` says which."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, kind: str, fields: _Fields) -> None:
+        super().__init__(
+            kind,
+            model=text_of(fields.model),
+            stream=fields.stream is True,
+            max_tokens=_max_tokens(kind, fields),
+            cache_salt=salt_of(fields.cache_salt, kind),
+            rewritable=True,
+        )
+        self._fields = fields
+
+    def parts(self) -> Iterator[list[TextPart | MediaPart]]:
+        fields = self._fields
+        match self.kind:
+            case "chat completions":
+                yield chat_parts(fields.tools, fields.messages)
+            case "completions":
+                texts = attempt(_TEXTS, fields.prompt)
+                if texts is None:
+                    texts = raw_text(fields.prompt)
+                for text in [texts] if isinstance(texts, str) else texts:
+                    yield [TextPart(text)]
+            case "responses":
+                yield [TextPart(_responses_text(fields))]
+            case "conversations":
+                yield [TextPart(raw_text(fields.items))]
+            case "embeddings":
+                yield [TextPart(raw_text(fields.input))]
+            case _:  # an image model reads the prompt, but no prefix of it is worth a cache
+                return
+
+    def token_ids(self) -> tuple[list[int], ...] | None:
+        raw = {COMPLETIONS: self._fields.prompt, EMBEDDINGS: self._fields.input}.get(self.kind)
+        if raw is None or not starts_with_number(raw):
+            return None
+        ids = attempt(IDS, raw)
+        if ids is not None:
+            return (ids,)
+        batch = attempt(BATCH, raw)
+        if batch is None:
+            raise BadRequest(f"invalid {self.kind} request: token ids must be integers from 0 to 4294967295")
+        return tuple(batch)
+
+    def release(self) -> None:
+        self._fields = _Fields()
+
+
+class OpenAIParser(Parser[NoParams]):
+    """Chat completions, completions, embeddings, responses, conversations, image generations, and the render paths."""
+
+    type = "openai-parser"
+    stability = "stable"
+    paths = (
+        "chat/completions",
+        "completions",
+        "embeddings",
+        "responses",
+        "conversations",
+        "chat/completions/render",
+        "completions/render",
+        "images/generations",
+    )
+
+    def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Payload:
+        kind = api_of(path)
+        fields = decode(_FIELDS, body, kind)
+        if not _complete(kind, fields):
+            raise BadRequest(f"invalid {kind} request: {_REQUIRED[kind]}")
+        return OpenAIPayload(kind, fields)
+
+    def usage(self, payload: Payload, body: bytes) -> Usage | None:
+        return usage_in_answer(body)
+
+    def stream_usage(self, payload: Payload, event: bytes) -> Usage | None:
+        return usage_in_event(event)
+
+    def rewrite_model(self, payload: Payload, body: bytes, model: str) -> bytes:
+        return replace_member(body, "model", model, present=payload.model is not None)
+
+
+def api_of(path: str) -> str:
+    """The API that a path names by its last whole segments, completions when it names none."""
+    segments = path.partition("?")[0].rstrip("/").rsplit("/", 3)
+    if segments[-1] == "render":
+        segments.pop()
+    last, before = segments[-1], segments[-2] if len(segments) > 1 else ""
+    if last == "completions":
+        return CHAT if before == "chat" else COMPLETIONS
+    if last in (EMBEDDINGS, RESPONSES, CONVERSATIONS):
+        return last
+    return IMAGES if last == "generations" and before == "images" else COMPLETIONS
+
+
+def _complete(kind: str, fields: _Fields) -> bool:
+    match kind:
+        case "chat completions":
+            return is_filled_array(fields.messages)
+        case "completions":
+            return is_filled_string(fields.prompt) or is_filled_array(fields.prompt)
+        case "embeddings":
+            return is_filled_string(fields.input) or is_filled_array(fields.input)
+        case "responses":
+            return not is_null(fields.input)
+        case "conversations":
+            return is_filled_array(fields.items)
+        case _:
+            return is_filled_string(fields.prompt)
+
+
+def _max_tokens(kind: str, fields: _Fields) -> int | None:
+    if kind == CHAT:
+        limit = count_of(fields.max_completion_tokens)
+        return count_of(fields.max_tokens) if limit is None else limit
+    if kind == COMPLETIONS:
+        return count_of(fields.max_tokens)
+    return count_of(fields.max_output_tokens) if kind == RESPONSES else None
+
+
+def _responses_text(fields: _Fields) -> str:
+    """One JSON array in the order in which the model reads: instructions, tools, input."""
+    named = (("instructions", fields.instructions), ("tools", fields.tools), ("input", fields.input))
+    return "[" + ",".join([f'{{"{name}":{raw_text(raw)}}}' for name, raw in named if not is_null(raw)]) + "]"

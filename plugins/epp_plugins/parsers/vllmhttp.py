@@ -1,0 +1,111 @@
+"""`vllmhttp-parser`: vLLM's `/inference/v1/generate`, which takes token ids.
+
+What it does: reads token ids, media features, model, stream flag, cache salt and `sampling_params.max_tokens`.
+
+When to use: when prompts are tokenised before they reach the gateway, by a render step for example. It is part of the
+default list of parsers.
+
+Parameters: none. Metrics: none of its own.
+
+Failure behaviour: a body that is not JSON, has no token ids, or has some that are not 32-bit numbers, gets 400.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from epp.api import BadRequest, MediaFeature, NoParams, Parser, Payload, Usage
+from epp_plugins.parsers.json_body import count_of, decode, salt_of, text_of
+from epp_plugins.parsers.splice import replace_member
+from epp_plugins.parsers.token_ids import TokenId
+from epp_plugins.parsers.usage import usage_in_answer, usage_in_event
+
+GENERATE = "generate"
+
+
+class _Placeholder(msgspec.Struct):
+    offset: int
+    length: int
+
+
+class _Features(msgspec.Struct):
+    mm_hashes: dict[str, list[str | None] | None] | None = None
+    mm_placeholders: dict[str, list[_Placeholder] | None] | None = None
+
+
+class _Fields(msgspec.Struct):
+    model: Any = None
+    stream: Any = None
+    cache_salt: Any = None
+    sampling_params: Any = None
+    token_ids: list[TokenId] | None = None
+    features: _Features | None = None
+
+
+_FIELDS = msgspec.json.Decoder(_Fields)
+
+
+class GeneratePayload(Payload):
+    """A prompt of token ids, with the places and hashes of its media."""
+
+    __slots__ = ("_features", "_ids")
+
+    def __init__(self, fields: _Fields, ids: list[int]) -> None:
+        sampling = fields.sampling_params
+        super().__init__(
+            GENERATE,
+            model=text_of(fields.model),
+            stream=fields.stream is True,
+            max_tokens=count_of(sampling.get("max_tokens")) if isinstance(sampling, dict) else None,
+            cache_salt=salt_of(fields.cache_salt, GENERATE),
+            rewritable=True,
+        )
+        self._ids = ids
+        self._features = fields.features
+
+    def token_ids(self) -> tuple[list[int], ...] | None:
+        return (self._ids,)
+
+    def media_features(self) -> tuple[MediaFeature, ...]:
+        """Ordered by offset; a hash without a place, or a place outside the prompt, is left out."""
+        features = self._features
+        if features is None:
+            return ()
+        hashes, places = features.mm_hashes or {}, features.mm_placeholders or {}
+        found = [
+            MediaFeature(modality, name, place.offset, place.length)
+            for modality, names in hashes.items()
+            for name, place in zip(names or (), places.get(modality) or (), strict=False)
+            if name and place.offset >= 0 and place.length > 0 and place.offset + place.length <= len(self._ids)
+        ]
+        return tuple(sorted(found, key=lambda feature: feature.offset))
+
+    def release(self) -> None:
+        self._ids = []
+        self._features = None
+
+
+class VLLMHTTPParser(Parser[NoParams]):
+    """vLLM's token-in, token-out API."""
+
+    type = "vllmhttp-parser"
+    stability = "stable"
+    paths = ("inference/v1/generate",)
+
+    def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Payload:
+        fields = decode(_FIELDS, body, GENERATE)
+        if not fields.token_ids:
+            raise BadRequest("invalid generate request: must have non-empty token_ids field")
+        return GeneratePayload(fields, fields.token_ids)
+
+    def usage(self, payload: Payload, body: bytes) -> Usage | None:
+        return usage_in_answer(body)
+
+    def stream_usage(self, payload: Payload, event: bytes) -> Usage | None:
+        return usage_in_event(event)
+
+    def rewrite_model(self, payload: Payload, body: bytes, model: str) -> bytes:
+        return replace_member(body, "model", model, present=payload.model is not None)

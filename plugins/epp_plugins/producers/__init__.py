@@ -1,0 +1,1 @@
+"""Producers: data that scorers and filters need, computed once per request."""
