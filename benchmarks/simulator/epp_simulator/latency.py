@@ -1,0 +1,55 @@
+"""How long a simulated server takes: llm-d-inference-sim's formulas.
+
+    constant  : prefill = time-to-first-token
+    per-token : prefill = prefill-overhead + uncached tokens * prefill-time-per-token
+    factor    : 1 + (time-factor-under-load - 1) * (running - 1) / (max-num-seqs - 1), on prefill and token gaps
+    jitter    : normal, standard deviation at most 30 % of the mean, clamped to 70 % around it
+
+Unlike there, times are not rounded to whole milliseconds.
+"""
+
+from __future__ import annotations
+
+import random
+
+from epp_simulator.options import SimOptions
+
+
+class LatencyModel:
+    """Samples durations in seconds."""
+
+    def __init__(self, options: SimOptions, rng: random.Random) -> None:
+        self._options = options
+        self._rng = rng
+        constant = options.time_to_first_token or options.time_to_first_token_std_dev
+        calculator = options.latency_calculator or ("constant" if constant else "per-token")
+        self._per_token = calculator == "per-token"
+
+    def prefill(self, prompt_tokens: int, cached_tokens: int, running: int) -> float:
+        """Time until the first token, without queueing."""
+        options = self._options
+        if self._per_token:
+            mean = options.prefill_overhead + (prompt_tokens - cached_tokens) * options.prefill_time_per_token
+            deviation = options.prefill_time_std_dev
+        else:
+            mean, deviation = options.time_to_first_token, options.time_to_first_token_std_dev
+        return self._jitter(mean, deviation) * self.load_factor(running)
+
+    def token_gap(self, running: int) -> float:
+        """Time between two tokens."""
+        options = self._options
+        gap = self._jitter(options.inter_token_latency, options.inter_token_latency_std_dev)
+        return gap * self.load_factor(running)
+
+    def load_factor(self, running: int) -> float:
+        """1.0 for a lone request, `time-factor-under-load` for a full batch."""
+        seats = self._options.max_num_seqs
+        if seats <= 1:
+            return 1.0
+        return 1.0 + (self._options.time_factor_under_load - 1.0) * (max(running, 1) - 1) / (seats - 1)
+
+    def _jitter(self, mean: float, deviation: float) -> float:
+        if deviation <= 0 or mean <= 0:
+            return mean
+        sample = self._rng.gauss(mean, min(deviation, 0.3 * mean))
+        return min(max(sample, 0.3 * mean), 1.7 * mean)
