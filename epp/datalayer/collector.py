@@ -1,0 +1,311 @@
+"""Keeps the endpoint table fresh: fetches every source from every endpoint, at the pace of `cadence.py`.
+
+One timer drives everything. At each tick the intervals of all rows are computed as columns; the rows that are overdue
+are fetched on their kept connections, the most overdue first. Because the interval is computed anew from the last
+fetch at every tick, a pick after a long idle time takes effect at the next tick (at most 25 ms later), and the stale
+rows follow as fast as the budget allows. Nothing waits for anything: a slow server occupies its own connection only.
+
+The law, its reasons and measured figures are in `docs/data-layer.md`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from epp.api.endpoints import Endpoint, EndpointTable, FloatArray, IntArray
+from epp.api.plugin import Clock, DataSource, Extractor
+from epp.datalayer.cadence import CollectorSettings, backed_off, intervals, is_active
+from epp.datalayer.failures import FailureLog
+from epp.datalayer.http_get import CpuMeter, HttpGet, ReadBuffer
+from epp.datalayer.http_response import HttpError, HttpResponse
+from epp.datalayer.tcp_info import round_trip_time
+
+log = logging.getLogger(__name__)
+
+SCRAPE_INTERVAL = "scrape_interval"
+"""Column: seconds between two fetches of the row that the collector aims at now. A value younger than about twice
+this is as fresh as it can be."""
+
+_ACTIVE_TICK = 0.01
+_IDLE_TICK = 0.025
+# The event loop's own share (epoll, callbacks) that the meter cannot see: a fetch costs 1.3 times what is metered.
+_UNMETERED = 1.3
+_FIRST_GUESS = 500e-6  # CPU seconds per fetch, until measured
+# CPU seconds of fetches that may start in one tick, so that a wake-up with many endpoints delays no request for long.
+_BURST = 0.004
+# A server renders its page on the loop that serves its requests: leave it at least as long as it took.
+_POLITENESS = 2.0
+_SMOOTHING = 0.2  # weight of a new round-trip sample
+
+
+@dataclass(frozen=True, slots=True)
+class SourceBinding:
+    """A source and the extractors that read what it fetches, in order."""
+
+    source: DataSource[Any]
+    extractors: tuple[Extractor[Any], ...] = ()
+
+
+class _Lane:
+    """All fetches of one source. Arrays are indexed by table row."""
+
+    def __init__(self, binding: SourceBinding) -> None:
+        self.binding = binding
+        self.clients: dict[int, HttpGet] = {}
+        self.started: FloatArray = np.empty(0)  # when the last fetch began; -inf: never
+        self.spread: FloatArray = np.empty(0)  # factor on the interval, drawn anew for each fetch
+        self.failures: FloatArray = np.empty(0)  # in a row
+        self.took: FloatArray = np.empty(0)  # seconds of the last fetch that succeeded
+        self.present = np.empty(0, dtype=np.bool_)
+        self.busy = np.empty(0, dtype=np.bool_)
+
+    def resize(self, capacity: int) -> None:
+        more = capacity - self.started.size
+        if more > 0:
+            self.started = np.concatenate([self.started, np.full(more, -np.inf)])
+            self.spread = np.concatenate([self.spread, np.ones(more)])
+            self.failures = np.concatenate([self.failures, np.zeros(more)])
+            self.took = np.concatenate([self.took, np.zeros(more)])
+            self.present = np.concatenate([self.present, np.zeros(more, dtype=np.bool_)])
+            self.busy = np.concatenate([self.busy, np.zeros(more, dtype=np.bool_)])
+
+
+class Collector:
+    """Fetches from the endpoints of `table` between `start` and `stop`; follows additions and removals.
+
+    `clock` is in seconds and the one that stamps `picked_at`; `cpu_clock` gives CPU seconds of the event loop's
+    thread. `metrics` is a registry with `counter(name, help, labels)`, or None.
+    """
+
+    def __init__(
+        self,
+        table: EndpointTable,
+        sources: Sequence[SourceBinding],
+        *,
+        clock: Clock,
+        rng: random.Random,
+        metrics: Any = None,
+        settings: CollectorSettings | None = None,
+        cpu_clock: Clock = time.thread_time,
+    ) -> None:
+        self.table = table
+        self.settings = settings or CollectorSettings()
+        self.fetches = 0
+        self.cost = _FIRST_GUESS
+        self._clock = clock
+        self._rng = rng
+        self._failures = FailureLog(log, clock, metrics)
+        self._lanes = [_Lane(binding) for binding in sources]
+        self._adaptive = sum(lane.binding.source.interval is None for lane in self._lanes)
+        self._buffer = ReadBuffer()
+        self._meter = CpuMeter(cpu_clock)
+        self._metered = 0.0
+        self._counted = 0
+        self._allowance = 0.0
+        self._ticked = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._running = False
+        self._active = False
+        table.add_column(SCRAPE_INTERVAL)
+        table.on_added(self._on_added)
+        table.on_removed(self._on_removed)
+
+    async def start(self) -> None:
+        """Begin; endpoints that are already there are fetched at once, spread as the budget demands."""
+        self._running = True
+        self._ticked = self._clock()
+        for row in self.table.rows.tolist():
+            endpoint = self.table.endpoints[row]
+            if endpoint is not None:
+                self._on_added(row, endpoint)
+        self._schedule(0.0)
+
+    async def stop(self) -> None:
+        """Close all connections; results under way are dropped."""
+        self._running = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        closing = [client.close() for lane in self._lanes for client in lane.clients.values()]
+        for lane in self._lanes:
+            lane.clients.clear()
+            lane.present[:] = False
+            lane.busy[:] = False
+        await asyncio.gather(*(task for task in closing if task is not None), return_exceptions=True)
+
+    def state(self) -> dict[str, Any]:
+        """A small picture for debugging."""
+        rows = self.table.rows
+        failing = sum(int(np.count_nonzero(lane.failures[lane.present] > 0)) for lane in self._lanes)
+        aims = self.table.columns[SCRAPE_INTERVAL][rows]
+        known = aims[~np.isnan(aims)]
+        return {
+            "endpoints": len(rows),
+            "active": self._active,
+            "fetches": self.fetches,
+            "cpuMicrosecondsPerFetch": round(self.cost * 1e6),
+            "failing": failing,
+            "intervalSeconds": {"min": float(known.min()), "max": float(known.max())} if known.size else None,
+        }
+
+    # Rows come and go.
+
+    def _on_added(self, row: int, endpoint: Endpoint) -> None:
+        if not self._running:
+            return
+        generation = int(self.table.generation[row])
+        for lane in self._lanes:
+            lane.resize(len(self.table.endpoints))
+            lane.started[row] = -np.inf
+            lane.failures[row] = 0.0
+            lane.took[row] = 0.0
+            lane.busy[row] = False
+            lane.present[row] = False
+            source = lane.binding.source
+            try:
+                client = HttpGet(
+                    source.target(endpoint),
+                    partial(self._done, lane, row, generation),
+                    buffer=self._buffer,
+                    meter=self._meter,
+                    clock=self._clock,
+                    max_body=self.settings.max_body,
+                )
+            except Exception as error:  # a plugin's code: whatever it raises must not stop discovery
+                self._failures.poll(source.type, endpoint, error)
+                continue
+            lane.clients[row] = client
+            lane.present[row] = True
+
+    def _on_removed(self, row: int, endpoint: Endpoint) -> None:
+        for lane in self._lanes:
+            client = lane.clients.pop(row, None)
+            if client is not None:
+                client.close()
+                lane.present[row] = False
+                lane.busy[row] = False
+        self._failures.forget(endpoint)
+
+    # The timer.
+
+    def _schedule(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        if not self._running:
+            return
+        self._meter.enter()
+        try:
+            self._tick(self._clock())
+        except Exception:
+            log.exception("The collector failed at one tick; it goes on with the next")
+        finally:
+            self._meter.leave()
+            self._schedule(_ACTIVE_TICK if self._active else _IDLE_TICK)
+
+    def _tick(self, now: float) -> None:
+        self._measure(now)
+        rows = self.table.rows
+        since_pick: FloatArray = now - self.table.columns["picked_at"][rows]
+        self._active = is_active(self.settings, since_pick)
+        for lane in self._lanes:
+            here = rows[lane.present[rows]] if rows.size else rows
+            if not here.size:
+                continue
+            since_fetch: FloatArray = now - lane.started[here]
+            fixed = lane.binding.source.interval
+            if fixed is None:
+                picked = since_pick if here.size == rows.size else now - self.table.columns["picked_at"][here]
+                wanted = intervals(
+                    self.settings,
+                    cost=self.cost,
+                    sources=self._adaptive,
+                    since_pick=picked,
+                    since_fetch=since_fetch,
+                )
+                wanted = np.maximum(wanted, _POLITENESS * lane.took[here])
+                self.table.columns[SCRAPE_INTERVAL][here] = wanted
+            else:
+                wanted = np.full(here.size, fixed)
+            self._start_overdue(lane, here, since_fetch, wanted, now)
+            self._give_up(lane, here, now)
+
+    def _measure(self, now: float) -> None:
+        fetched = self.fetches - self._counted
+        if fetched:
+            sample = (self._meter.total - self._metered) * _UNMETERED / fetched
+            self._metered, self._counted = self._meter.total, self.fetches
+            self.cost += (sample - self.cost) * (1.0 - 0.98**fetched)
+            self.cost = max(self.cost, 1e-6)
+        earned = (now - self._ticked) * 1.25 * self.settings.cpu_budget / self.cost
+        self._allowance = min(self._allowance + earned, max(1.0, _BURST / self.cost))
+        self._ticked = now
+
+    def _start_overdue(
+        self, lane: _Lane, rows: IntArray, since_fetch: FloatArray, wanted: FloatArray, now: float
+    ) -> None:
+        due = backed_off(self.settings, wanted, lane.failures[rows]) * lane.spread[rows]
+        lateness = since_fetch / due
+        ready = np.flatnonzero((lateness >= 1.0) & ~lane.busy[rows])
+        room = int(self._allowance) if lane.binding.source.interval is None else int(max(1.0, _BURST / self.cost))
+        if ready.size > room:
+            ready = ready[np.argsort(-lateness[ready], kind="stable")[:room]]
+        if lane.binding.source.interval is None:
+            self._allowance -= ready.size
+        jitter = self.settings.jitter
+        for row in rows[ready].tolist():
+            lane.started[row] = now
+            lane.spread[row] = self._rng.uniform(1.0 - jitter, 1.0 + jitter)
+            lane.busy[row] = True
+            lane.clients[row].get()
+
+    def _give_up(self, lane: _Lane, rows: IntArray, now: float) -> None:
+        late = lane.busy[rows] & (now - lane.started[rows] > self.settings.timeout)
+        for row in rows[late].tolist():
+            lane.clients[row].cancel()
+            generation = int(self.table.generation[row])
+            self._done(lane, row, generation, HttpError(f"no answer within {self.settings.timeout:g} s"))
+
+    # Results.
+
+    def _done(self, lane: _Lane, row: int, generation: int, result: HttpResponse | Exception) -> None:
+        self.fetches += 1
+        endpoint = self.table.endpoints[row]
+        if endpoint is None or not self._running or not self.table.is_current(row, generation):
+            return  # the answer of an endpoint that is gone: the row may be another's
+        lane.busy[row] = False
+        source = lane.binding.source
+        if isinstance(result, HttpResponse) and result.status != 200:
+            result = HttpError(f"status {result.status} instead of 200")
+        if isinstance(result, Exception):
+            lane.failures[row] += 1.0
+            self._failures.poll(source.type, endpoint, result)
+            return
+        if lane.failures[row]:
+            lane.failures[row] = 0.0
+            self._failures.recovered(source.type, endpoint)
+        lane.took[row] = self._clock() - lane.started[row]
+        self._measure_round_trip(lane.clients[row], row)
+        for extractor in lane.binding.extractors:
+            try:
+                extractor.extract(row, endpoint, result.body)
+            except Exception as error:  # one bad extractor must not keep the others from the page
+                self._failures.extract(source.type, extractor.type, endpoint, error)
+
+    def _measure_round_trip(self, client: HttpGet, row: int) -> None:
+        sock = client.socket()
+        sample = round_trip_time(sock) if sock is not None else None
+        if sample is None:
+            sample = client.connect_seconds
+        column = self.table.columns["rtt"]
+        known = column[row]
+        column[row] = sample if np.isnan(known) else known + _SMOOTHING * (sample - known)

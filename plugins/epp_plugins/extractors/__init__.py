@@ -1,0 +1,1 @@
+"""Extractors: what is read from the pages that data sources fetch."""

@@ -1,0 +1,1 @@
+"""Data sources: what is fetched from every endpoint."""
