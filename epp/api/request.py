@@ -48,20 +48,21 @@ class Prompt:
 
     `data` holds the ids as little-endian uint32, one buffer per independent prompt (a completions request may carry
     several). Estimated ids are the UTF-8 bytes of the text packed four to an id, so `data` is then the text itself,
-    padded with zeros to a multiple of 4: no conversion, no copy.
+    padded with zeros to a multiple of 4: no conversion, no copy. `tokens` is the number of ids over all prompts.
     """
 
-    __slots__ = ("data", "estimated", "features")
+    __slots__ = ("data", "estimated", "features", "tokens")
 
     def __init__(self, data: tuple[bytes, ...], *, estimated: bool, features: tuple[MediaFeature, ...] = ()) -> None:
         self.data = data
         self.estimated = estimated
         self.features = features
+        self.tokens = sum(map(len, data)) >> 2
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens over all prompts."""
-        return sum(map(len, self.data)) >> 2
+    def release(self) -> None:
+        """Let go of the ids, which may be as large as the body; `tokens` stays. Called after the pick."""
+        self.data = ()
+        self.features = ()
 
 
 @dataclass(frozen=True, slots=True)

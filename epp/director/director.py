@@ -11,7 +11,7 @@ other streams get their turn.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from epp.director.naming import (
     header,
     wants_cached_only,
 )
-from epp.director.parsing import ParserTable
+from epp.director.parsing import ParserTable, request_path
 from epp.director.recording import Recorder
 from epp.director.request_flight import RequestFlight, ResponseHooks
 from epp.scheduling.guard import Guarded, PluginTimings, overriding
@@ -157,15 +157,16 @@ class Director:
 
     def _steps(self, head: RequestHead, body: bytes) -> Steps:
         try:
-            parser = self.parsers.resolve(head.path, head.headers, body)
-            payload = self._parse(parser, head, body)
+            path = request_path(head.path, head.headers, body)
+            parser = self.parsers.resolve(path, head.headers, body)
+            payload = self._parse(parser, path, head.headers, body)
         except RequestError as error:
             self._recorder.refused(None, error)
             raise
         request = InferenceRequest(
             id=head.request_id,
             headers=head.headers,
-            path=head.path,
+            path=path,
             method=head.method,
             body=body,
             payload=payload,
@@ -176,9 +177,9 @@ class Director:
         )
         return (yield from self._recorded(request, self._after_parsing(request, parser)))
 
-    def _parse(self, parser: Parser[Any], head: RequestHead, body: bytes) -> Payload:
+    def _parse(self, parser: Parser[Any], path: str, headers: Mapping[str, str], body: bytes) -> Payload:
         try:
-            return parser.parse(head.path, head.headers, body)
+            return parser.parse(path, headers, body)
         except RequestError:
             raise
         except Exception as error:
@@ -290,6 +291,9 @@ class Director:
         except BaseException:
             flight.abandon()
             raise
+        request.payload.release()
+        if request.prompt is not None:
+            request.prompt.release()
         request.body = b""  # the gateway's copy is what travels on; ours would live as long as the answer takes
         return flight
 

@@ -85,4 +85,5 @@ def _run_lengths(chunk: NDArray[np.uint8], ends: NDArray[np.intp], escaped: bool
     starts = slashes.copy()
     starts[1:][np.diff(slashes) == 1] = 0
     starts = np.maximum.accumulate(starts)[np.searchsorted(slashes, ends)]
-    return ends - starts + 1 + ((starts == 0) & escaped)
+    long_lengths: NDArray[np.intp] = ends - starts + 1 + ((starts == 0) & escaped)
+    return long_lengths

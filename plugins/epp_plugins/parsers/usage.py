@@ -17,12 +17,6 @@ _T = TypeVar("_T")
 _COLON_AND_BRACE = re.compile(rb"\s*+:\s*+(?=\{)")
 
 
-class Details(msgspec.Struct):
-    """`prompt_tokens_details`, `input_tokens_details`."""
-
-    cached_tokens: Any = None
-
-
 class Counts(msgspec.Struct):
     """A `usage` object of any of the APIs."""
 
@@ -31,8 +25,8 @@ class Counts(msgspec.Struct):
     completion_tokens: Any = None
     output_tokens: Any = None
     total_tokens: Any = None
-    prompt_tokens_details: Details | None = None
-    input_tokens_details: Details | None = None
+    prompt_tokens_details: Any = None
+    input_tokens_details: Any = None
     cache_read_input_tokens: Any = None
 
 
@@ -135,8 +129,8 @@ def _from_counts(counts: Counts | None) -> Usage | None:
         return None
     cached = counts.cache_read_input_tokens
     for details in (counts.prompt_tokens_details, counts.input_tokens_details):
-        if details is not None and details.cached_tokens is not None:
-            cached = details.cached_tokens
+        if isinstance(details, dict) and details.get("cached_tokens") is not None:
+            cached = details["cached_tokens"]
     return _usage(
         counts.input_tokens if counts.prompt_tokens is None else counts.prompt_tokens,
         counts.output_tokens if counts.completion_tokens is None else counts.completion_tokens,
@@ -183,7 +177,7 @@ def _last_object(decoder: msgspec.json.Decoder[_T], body: bytes, key: bytes) -> 
             start = colon.end()
             try:
                 return decoder.decode(memoryview(body)[start : end_of_value(body, start)])
-            except (ValueError, RecursionError):  # cut off, or something else by that name
+            except (msgspec.MsgspecError, ValueError, RecursionError):  # cut off, or something else by that name
                 continue
 
 
