@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import ssl
 from typing import Annotated, Any
 
 import msgspec
 
 from epp.api import ConfigError, DataSource, Endpoint, Params, PluginContext, ScrapeTarget
+from epp.datalayer.durations import seconds
 from epp.datalayer.http_get import request_bytes
-
-_DURATION = re.compile(r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:ns|us|µs|ms|s|m|h)")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class HttpSourceParams(Params, frozen=True):
@@ -63,26 +60,6 @@ class HttpSource(DataSource[HttpSourceParams]):
 
     def dump_state(self) -> Any:
         return {"scheme": self.params.scheme, "path": self.params.path, "intervalSeconds": self._interval}
-
-
-def seconds(text: str | float) -> float | None:
-    """A duration as Go writes it (`1m30s`, `50ms`) or a number of seconds. None for an empty text or 0.
-
-    Raises ValueError for anything else, negative ones included.
-    """
-    if isinstance(text, str) and text:
-        parts = _DURATION.findall(text)
-        if "".join(parts) != text:
-            raise ValueError(f'interval {text!r} is no duration: write "50ms", "10s" or "1m30s"')
-        total = 0.0
-        for part in parts:
-            digits = part.rstrip("nuµmsh")
-            total += float(digits) * _UNITS[part[len(digits) :]]
-        return total or None
-    number = float(text or 0)
-    if not 0 <= number < float("inf"):
-        raise ValueError(f"interval {text!r}: must not be negative")
-    return number or None
 
 
 def tls_context(params: HttpSourceParams) -> ssl.SSLContext:
