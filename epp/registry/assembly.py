@@ -1,0 +1,73 @@
+"""What comes out of a configuration: built plugins, each at its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from epp.api.plugin import (
+    Admitter,
+    DataSource,
+    Discovery,
+    Extractor,
+    Filter,
+    Parser,
+    Picker,
+    Plugin,
+    Producer,
+    ProfileHandler,
+    SaturationDetector,
+    Scorer,
+)
+from epp.config.schema import EndpointPickerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Plugins:
+    """All plugins.
+
+    `by_name` has the order of the configuration. `producers` run in this order: each after those whose keys it reads.
+    `start_order` covers everybody; discovery comes last, so that all others hear of every endpoint. Stop in reverse.
+    """
+
+    by_name: dict[str, Plugin[Any]]
+    producers: list[Producer[Any]]
+    start_order: list[Plugin[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileAssembly:
+    """One scheduling profile; scorers with their weights."""
+
+    name: str
+    filters: tuple[Filter[Any], ...]
+    scorers: tuple[tuple[Scorer[Any], float], ...]
+    picker: Picker[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAssembly:
+    """A data source and the extractors that read what it fetched, in order."""
+
+    source: DataSource[Any]
+    extractors: tuple[Extractor[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Everything a director, a collector and a server need; no defaults are left to decide.
+
+    `config` is the effective configuration. `parsers` are in order of preference. `discovery` None: endpoints come
+    from Kubernetes. `warnings` are for the operator, each with its place in the file.
+    """
+
+    config: EndpointPickerConfig
+    plugins: Plugins
+    profiles: tuple[ProfileAssembly, ...]
+    handler: ProfileHandler[Any]
+    parsers: tuple[Parser[Any], ...]
+    saturation_detector: SaturationDetector[Any]
+    sources: tuple[SourceAssembly, ...]
+    discovery: Discovery[Any] | None
+    admitters: tuple[Admitter[Any], ...]
+    warnings: tuple[str, ...]
