@@ -1,1 +1,1 @@
-"""What the picker costs: `make bench`. Every figure is CPU time of the picker's process beside a reference in the same run."""
+"""What the picker costs: `make bench`. CPU time of its process, beside a reference picker in the same run."""

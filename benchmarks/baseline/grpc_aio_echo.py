@@ -14,15 +14,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+from epp.transport.certificates import self_signed
 
 from epp.extproc import ext_proc_pb2 as pb
-from epp.transport.certificates import self_signed
 
 PIECE = 62_000
 ENDPOINT = b"10.0.0.1:8000"
 
 
-async def process(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+async def process(requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[Any]:
     """One ext_proc stream."""
     body: list[bytes] = []
     async for message in requests:
