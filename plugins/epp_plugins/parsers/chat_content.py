@@ -81,10 +81,10 @@ def items(
 
 
 def attempt(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:
-    """None for another shape, half a surrogate pair, or nesting that the decoder does not follow."""
+    """None for another shape, or nesting that the decoder does not follow."""
     try:
         return decoder.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 

@@ -26,7 +26,8 @@ _PREFIX = "error unmarshaling request bodyMap: "
 def decode(decoder: msgspec.json.Decoder[_T], body: bytes, kind: str) -> _T:
     """Decode a whole body; `BadRequest` when it is not UTF-8, not JSON, too deep or of another shape.
 
-    Of duplicate keys the last one wins, as in Go's encoding/json.
+    Of duplicate keys the last one wins, as in Go's encoding/json. An escape that spells half a surrogate pair counts
+    as malformed: it stands for no character.
     """
     if not body.isascii():
         try:
@@ -42,9 +43,6 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes, kind: str) -> _T:
         raise BadRequest(f"invalid {kind} request: {error}") from None
     except msgspec.DecodeError as error:
         raise BadRequest(_PREFIX + _positioned(str(error), body)) from None
-    except UnicodeDecodeError as error:
-        # UTF-8 has been checked: this is an escape sequence that spells half a surrogate pair.
-        raise BadRequest(f"{_PREFIX}invalid escape sequence ({error.reason})") from None
 
 
 def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
@@ -67,7 +65,10 @@ def _positioned(message: str, body: bytes) -> str:
     if found is None:  # the decoder ran off the end
         return f"unexpected end of JSON input at byte {len(body)}"
     reason = (message[: found.start()] + message[found.end() :]).removeprefix("JSON is malformed: ")
-    return f"{reason} at byte {found.group(1)}"
+    offset = int(found.group(1))
+    if reason == "trailing characters":  # the one message that counts the offending byte in
+        offset -= 1
+    return f"{reason} at byte {offset}"
 
 
 def raw_text(raw: msgspec.Raw) -> str:
