@@ -1,0 +1,154 @@
+"""What the director and the scheduler report, put into the metric families and the log."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from epp.api.endpoints import Endpoint, EndpointTable
+from epp.api.errors import RequestError
+from epp.api.request import InferenceRequest, InferenceResponse
+from epp.telemetry.logs import RateLimitedLog
+from epp.telemetry.metrics import Histogram
+from epp.telemetry.request_metrics import RequestMetrics, RequestSeries
+
+MODEL_SERVER_ERROR = "ModelServerError"
+"""`error_code` of a request that a model server answered with an error status."""
+
+
+class MetricsRecorder:
+    """Counts requests. `response_seen` False: the gateway does not show us responses, so nothing is said of them."""
+
+    def __init__(
+        self,
+        metrics: RequestMetrics,
+        log: logging.Logger,
+        clock: Callable[[], float],
+        *,
+        response_seen: bool = True,
+    ) -> None:
+        self.itl_bounds = metrics.itl_bounds
+        self._metrics = metrics
+        self._log = RateLimitedLog(log, clock)
+        self._response_seen = response_seen
+
+    def watch(self, table: EndpointTable) -> None:
+        """Drop the series of endpoints that go away: pods come with new names for ever."""
+        table.on_removed(lambda _row, endpoint: self._forget(endpoint))
+
+    def refused(self, request: InferenceRequest | None, error: RequestError) -> None:
+        """The client got `error` instead of a model server's answer."""
+        series = self._series(request) if request is not None else self._metrics.series("", "", "", 0)
+        series.errors(error.code).inc()
+
+    def unexpected(self, error: BaseException) -> None:
+        """A bug: counted, and logged with its traceback at most once a minute per kind."""
+        kind = type(error).__name__
+        self._metrics.internal_errors.labels(kind).inc()
+        self._log.error(f"unexpected:{kind}", "unexpected %s: %s", kind, error, error=error)
+
+    def scheduled(self, request: InferenceRequest, endpoint: Endpoint, seconds: float) -> None:
+        """Scheduling succeeded after `seconds`."""
+        metrics = self._metrics
+        metrics.scheduler_duration.observe(seconds)
+        metrics.scheduler_attempts.labels(
+            "success", request.target_model, endpoint.pod or endpoint.name, endpoint.namespace, endpoint.port
+        ).inc()
+
+    def scheduling_failed(self, request: InferenceRequest, seconds: float) -> None:
+        """Scheduling found no endpoint."""
+        self._metrics.scheduler_duration.observe(seconds)
+        self._metrics.scheduler_attempts.labels("failure", request.target_model, "", "", "").inc()
+
+    def began(self, request: InferenceRequest, now: float) -> None:
+        """The request is on its way to a model server."""
+        series = self._series(request)
+        series.total.inc()
+        series.running.inc()
+        series.request_size.observe(request.body_size)
+        self._metrics.request_processing.observe(now - request.received_at)
+
+    def ended(
+        self, request: InferenceRequest, response: InferenceResponse, itl_counts: list[int] | None, now: float
+    ) -> None:
+        """The answer has ended, in whatever way."""
+        series = self._series(request)
+        series.running.dec()
+        if not self._response_seen or request.payload.skip_response:
+            return
+        duration = now - request.received_at
+        series.duration.observe(duration)
+        if response.status >= 400:
+            series.errors(MODEL_SERVER_ERROR).inc()
+        if response.status or response.body_size:
+            series.response_size.observe(response.body_size)
+        self._usage(series, response, duration)
+        self._latencies(series, request, response, itl_counts, duration)
+
+    def _usage(self, series: RequestSeries, response: InferenceResponse, duration: float) -> None:
+        usage = response.usage
+        if usage.prompt_tokens:
+            series.input_tokens.observe(usage.prompt_tokens)
+        if usage.cached_tokens is not None:
+            series.cached_tokens.observe(usage.cached_tokens)
+        if usage.completion_tokens:
+            series.output_tokens.observe(usage.completion_tokens)
+            series.ntpot.observe(duration / usage.completion_tokens)
+
+    def _latencies(
+        self,
+        series: RequestSeries,
+        request: InferenceRequest,
+        response: InferenceResponse,
+        itl_counts: list[int] | None,
+        duration: float,
+    ) -> None:
+        first, last = response.first_chunk_at, response.last_chunk_at
+        if first is None or last is None:
+            return
+        ttft = first - request.received_at
+        if not response.streaming:
+            series.ttft_unary.observe(ttft)
+            return
+        series.ttft_streaming.observe(ttft)
+        tokens = response.usage.completion_tokens
+        if tokens is not None and tokens > 1:
+            series.tpot.observe((duration - ttft) / (tokens - 1))
+        if itl_counts is not None:
+            # The gaps between chunks add up to the time from the first to the last one.
+            series.itl.add_counts(itl_counts, last - first, sum(itl_counts))
+
+    def _series(self, request: InferenceRequest) -> RequestSeries:
+        return self._metrics.series(request.model, request.target_model, request.fairness_id, request.priority)
+
+    def _forget(self, endpoint: Endpoint) -> None:
+        where = (endpoint.pod or endpoint.name, endpoint.namespace, str(endpoint.port))
+        for values, _ in self._metrics.scheduler_attempts.children():
+            if values[2:] == where:
+                self._metrics.scheduler_attempts.remove(*values)
+
+
+class PluginRecorder:
+    """Durations and failures of plugins (`epp.scheduling.guard.PluginTimings`)."""
+
+    def __init__(self, metrics: RequestMetrics, log: logging.Logger, clock: Callable[[], float]) -> None:
+        self._metrics = metrics
+        self._log = RateLimitedLog(log, clock)
+
+    def duration(self, extension_point: str, plugin_type: str, plugin_name: str) -> Histogram:
+        """The histogram of one plugin at one extension point, in seconds."""
+        return self._metrics.plugin_duration.labels(extension_point, plugin_type, plugin_name)
+
+    def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
+        """Count a failure, and log it with its traceback at most once a minute per plugin and extension point."""
+        self._metrics.plugin_errors.labels(extension_point, plugin_type, plugin_name).inc()
+        self._log.error(
+            f"{extension_point}:{plugin_name}",
+            "plugin %s (%s) failed in %s, and is skipped for this request: %s: %s",
+            plugin_name,
+            plugin_type,
+            extension_point,
+            type(error).__name__,
+            error,
+            error=error,
+        )
