@@ -6,7 +6,7 @@ import logging
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -17,10 +17,11 @@ from epp_plugins.parsers.passthrough import PassthroughParser
 from epp_plugins.parsers.sglanghttp import SGLangHTTPParser
 from epp_plugins.parsers.vllmhttp import VLLMHTTPParser
 
+_P = TypeVar("_P", bound=Parser[Any])
 _DATA = Path(__file__).parents[2] / "data" / "parsers"
 
 
-def _build(cls: type[Any]) -> Any:
+def _build(cls: type[_P]) -> _P:
     def find(name: str) -> Any:
         raise LookupError(name)
 

@@ -184,6 +184,7 @@ def _jpeg(width: int, height: int, metadata: int = 5000) -> str:
         ("data:image/png,plain", 225),
         ("data:image/webp;base64,UklGRgAAAABXRUJQ", 225),
         ("data:image/png;base64,!!!!", 225),
+        ("data:image/png;base64,QUJDRA=A", 225),
         ("data:image/png;base64,é", 225),
         ("/9j/" + "A" * 100, 225),
         (base64.b64encode(b"\xff\xd8\xff\xe0\x00\x02" + b"\xff\xd9" * 9).decode(), 225),
