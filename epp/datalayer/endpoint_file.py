@@ -54,7 +54,10 @@ class EndpointFileError(Exception):
 
 
 def parse_endpoint_file(content: bytes) -> tuple[list[Entry], list[BadEntry]]:
-    """All usable entries, and what is wrong with entries. Raises `EndpointFileError` when the content is no endpoint file at all."""
+    """All usable entries, and what is wrong with entries.
+
+    Raises `EndpointFileError` when the content is no endpoint file at all.
+    """
     if len(content) > MAX_BYTES:
         raise EndpointFileError(f"larger than {MAX_BYTES} bytes: split the pool or shorten the labels")
     document = _load(content)

@@ -1,0 +1,313 @@
+"""The collector against real servers on loopback."""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from epp.api import DataSource, Endpoint, EndpointTable, Extractor, NoParams, PluginContext, ScrapeTarget
+from epp.datalayer.cadence import CollectorSettings
+from epp.datalayer.collector import SCRAPE_INTERVAL, Collector, SourceBinding
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+QUICK = CollectorSettings(refresh_interval=0.01, active_interval=0.02, idle_interval=0.05, timeout=0.3, max_backoff=0.2)
+
+
+class CountedMetrics:
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()
+
+    def counter(self, name: str, help: str, labels: tuple[str, ...]) -> Any:
+        counts = self.counts
+
+        class Family:
+            def labels(self, *values: str) -> Any:
+                class Child:
+                    def inc(self, n: float = 1) -> None:
+                        counts[(name, *values)] += int(n)
+
+                return Child()
+
+        return Family()
+
+
+class PageSource(DataSource[NoParams]):
+    type = "page-source"
+    fixed: float | None = None
+
+    def target(self, endpoint: Endpoint) -> ScrapeTarget:
+        if endpoint.labels.get("scrape") == "no":
+            raise ValueError("this one has no page")
+        return ScrapeTarget(endpoint.address, endpoint.port, "/metrics")
+
+    @property
+    def interval(self) -> float | None:
+        return self.fixed
+
+
+class PageExtractor(Extractor[NoParams]):
+    type = "page-extractor"
+
+    def extract(self, row: int, endpoint: Endpoint, data: bytes) -> None:
+        self.context.table.attributes[row]["pages"] = self.context.table.attributes[row].get("pages", 0) + 1
+        self.context.table.attributes[row]["page"] = data
+        self.context.table.columns["scraped_at"][row] = self.context.clock()
+
+
+class BadExtractor(Extractor[NoParams]):
+    type = "bad-extractor"
+    error: Exception = ValueError("lacks what I need")
+
+    def extract(self, row: int, endpoint: Endpoint, data: bytes) -> None:
+        raise self.error
+
+
+class Bench:
+    def __init__(self, settings: CollectorSettings = QUICK, extractors: tuple[type[Extractor[Any]], ...] = ()) -> None:
+        self.table = EndpointTable(capacity=2)
+        self.metrics = CountedMetrics()
+        context = PluginContext(
+            "p", time.monotonic, random.Random(1), logging.getLogger(), self.table, lambda name: pytest.fail(name)
+        )
+        self.source = PageSource(NoParams(), context)
+        plugins = tuple(extractor(NoParams(), context) for extractor in (*extractors, PageExtractor))
+        self.collector = Collector(
+            self.table,
+            [SourceBinding(self.source, plugins)],
+            clock=time.monotonic,
+            rng=random.Random(2),
+            metrics=self.metrics,
+            settings=settings,
+        )
+
+    def add(self, port: int, name: str = "pod", **labels: str) -> int:
+        return self.table.add(Endpoint(name, "127.0.0.1", port, labels=labels))
+
+    def pages(self, row: int) -> int:
+        pages = self.table.attributes[row].get("pages", 0)
+        assert isinstance(pages, int)
+        return pages
+
+
+async def test_every_endpoint_is_fetched_again_and_again(serve: Any, until: Until) -> None:
+    servers = [await serve() for _ in range(5)]
+    bench = Bench()
+    rows = [bench.add(server.port, f"pod-{index}") for index, server in enumerate(servers[:3])]
+    await bench.collector.start()
+    rows += [bench.add(server.port, f"late-{index}") for index, server in enumerate(servers[3:])]
+    await until(lambda: all(bench.pages(row) >= 3 for row in rows))
+    assert all(server.connections == 1 for server in servers)
+    table = bench.table
+    assert (table.columns["rtt"][rows] > 0).all()
+    assert (table.columns[SCRAPE_INTERVAL][rows] == 0.05).all()
+    state = bench.collector.state()
+    assert state["endpoints"] == 5
+    assert state["failing"] == 0
+    assert state["active"] is False
+    assert state["intervalSeconds"] == {"min": 0.05, "max": 0.05}
+    assert bench.collector.cost > 0
+    await bench.collector.stop()
+    fetches = bench.collector.fetches
+    await asyncio.sleep(0.1)
+    assert bench.collector.fetches == fetches
+    assert not bench.metrics.counts
+
+
+async def test_a_pick_wakes_an_idle_pool(serve: Any, until: Until) -> None:
+    server, other = await serve(), await serve()
+    bench = Bench(CollectorSettings(idle_interval=3600.0))
+    row, sibling = bench.add(server.port), bench.add(other.port, "other")
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) == bench.pages(sibling) == 1)
+    await asyncio.sleep(0.1)
+    assert bench.pages(row) == 1
+    bench.table.columns["picked_at"][row] = time.monotonic()
+    await until(lambda: bench.pages(row) >= 2 and bench.pages(sibling) >= 2)
+    assert bench.collector.state()["active"]
+    assert bench.table.columns[SCRAPE_INTERVAL][sibling] == 0.15
+    await bench.collector.stop()
+
+
+async def test_a_slow_server_delays_nobody(serve: Any, until: Until) -> None:
+    slow, quick = await serve(), await serve()
+    slow.hold.clear()
+    bench = Bench()
+    slow_row, quick_row = bench.add(slow.port, "slow"), bench.add(quick.port, "quick")
+    await bench.collector.start()
+    await until(lambda: bench.pages(quick_row) >= 10)
+    await until(lambda: bench.metrics.counts["datalayer_poll_errors_total", "page-source"] >= 2)  # timeouts
+    assert bench.pages(slow_row) == 0
+    assert bench.collector.state()["failing"] == 1
+    slow.hold.set()
+    await until(lambda: bench.pages(slow_row) >= 2)
+    await bench.collector.stop()
+
+
+async def test_a_dead_server_is_counted_and_comes_back(
+    serve: Any, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve()
+    server.page(b"overloaded", status="503 Service Unavailable")
+    bench = Bench()
+    row = bench.add(server.port)
+    with caplog.at_level("INFO", "epp.datalayer.collector"):
+        await bench.collector.start()
+        await until(lambda: bench.metrics.counts["datalayer_poll_errors_total", "page-source"] >= 3)
+        assert bench.pages(row) == 0
+        server.page(b"m 2\n")
+        await until(lambda: bench.pages(row) >= 1)
+    assert bench.table.attributes[row]["page"] == b"m 2\n"
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("status 503 instead of 200" in message for message in messages) == 1
+    assert sum("answers again" in message for message in messages) == 1
+    await bench.collector.stop()
+
+
+async def test_one_bad_extractor_does_not_hurt_the_others(
+    serve: Any, until: Until, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await serve()
+    bench = Bench(extractors=(BadExtractor,))
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 3)
+    assert bench.metrics.counts["datalayer_extract_errors_total", "page-source", "bad-extractor"] >= 3
+    assert sum("lacks what I need" in record.getMessage() for record in caplog.records) == 1
+    assert caplog.records[0].exc_info is None
+    await bench.collector.stop()
+
+
+async def test_a_bug_in_an_extractor_is_logged_with_its_traceback(
+    serve: Any, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BadExtractor, "error", KeyError("oops"))
+    server = await serve()
+    bench = Bench(extractors=(BadExtractor,))
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 2)
+    assert caplog.records[0].exc_info is not None
+    await bench.collector.stop()
+
+
+async def test_the_answer_of_a_gone_endpoint_is_dropped(serve: Any, until: Until) -> None:
+    server, other = await serve(), await serve()
+    server.hold.clear()
+    other.page(b"other\n")
+    bench = Bench(CollectorSettings(idle_interval=0.05))
+    row = bench.add(server.port, "old")
+    await bench.collector.start()
+    await until(lambda: len(server.requests) == 1)
+    bench.table.remove(f"127.0.0.1:{server.port}")
+    assert bench.add(other.port, "new") == row
+    server.hold.set()
+    await until(lambda: bench.pages(row) >= 2)
+    assert bench.table.attributes[row]["page"] == b"other\n"
+    await bench.collector.stop()
+
+
+async def test_a_late_result_is_recognised_by_its_generation(serve: Any) -> None:
+    server = await serve()
+    bench = Bench()
+    row = bench.add(server.port)
+    await bench.collector.start()
+    lane = bench.collector._lanes[0]
+    done = lane.clients[row]._done
+    bench.table.remove(f"127.0.0.1:{server.port}")
+    assert bench.add(server.port, "successor") == row
+    lane.busy[row] = True
+    done(ConnectionResetError("late"))
+    assert lane.busy[row]
+    assert lane.failures[row] == 0
+    await bench.collector.stop()
+
+
+async def test_an_endpoint_without_a_target_is_reported(serve: Any, until: Until) -> None:
+    server = await serve()
+    bench = Bench()
+    bench.add(1, "mute", scrape="no")
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 2)
+    assert bench.metrics.counts["datalayer_poll_errors_total", "page-source"] == 1
+    bench.table.remove("127.0.0.1:1")
+    await bench.collector.stop()
+
+
+async def test_a_fixed_interval_is_kept_while_idle(serve: Any, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PageSource, "fixed", 0.02)
+    server = await serve()
+    bench = Bench(CollectorSettings(idle_interval=3600.0))
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 3)
+    assert np.isnan(bench.table.columns[SCRAPE_INTERVAL][row])
+    await bench.collector.stop()
+
+
+async def test_a_failing_tick_does_not_stop_the_collector(
+    serve: Any, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await serve()
+    bench = Bench()
+    row = bench.add(server.port)
+    measure = bench.collector._measure
+    failures = iter([RuntimeError("once")])
+
+    def fail_once(now: float) -> None:
+        for error in failures:
+            raise error
+        measure(now)
+
+    monkeypatch.setattr(bench.collector, "_measure", fail_once)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 1)
+    assert any("failed at one tick" in record.getMessage() for record in caplog.records)
+    await bench.collector.stop()
+
+
+async def test_stop_while_connecting_and_waiting(serve: Any, until: Until) -> None:
+    server = await serve()
+    server.hold.clear()
+    bench = Bench()
+    bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: len(server.requests) == 1)
+    bench.add(server.port + 1 if server.port < 65535 else 1, "next")
+    await asyncio.sleep(0)
+    await bench.collector.stop()
+    await bench.collector.stop()
+    assert bench.collector.state()["failing"] == 0
+
+
+async def test_many_endpoints_are_started_bit_by_bit(serve: Any, until: Until) -> None:
+    server = await serve()
+    bench = Bench(CollectorSettings(idle_interval=3600.0, cpu_budget=100.0))
+    rows = [bench.table.add(Endpoint(f"pod-{i}", f"127.0.0.{i + 1}", server.port)) for i in range(60)]
+    await bench.collector.start()
+    bench.collector._timer.cancel()  # type: ignore[union-attr]
+    bench.collector._tick(time.monotonic() + 10.0)
+    first = int(bench.collector._lanes[0].busy.sum())
+    assert 1 <= first < 60
+    bench.collector._schedule(0.0)
+    await until(lambda: bench.collector.fetches >= 60)
+    assert all(bench.collector._lanes[0].started[row] > 0 for row in rows)
+    await bench.collector.stop()
+
+
+async def test_endpoints_are_not_fetched_before_start_nor_after_stop(serve: Any) -> None:
+    server = await serve()
+    bench = Bench()
+    bench.add(server.port)
+    assert bench.collector.state()["intervalSeconds"] is None
+    await bench.collector.start()
+    await bench.collector.stop()
+    bench.table.remove(f"127.0.0.1:{server.port}")
+    bench.add(server.port)
+    assert not bench.collector._lanes[0].clients
