@@ -188,7 +188,7 @@ REMOVED = {
     "lora-info-metric": "loraSpec",
     "cache-info-metric": "cacheInfoSpec",
 }
-"""Flags that stop the start, as in llm-d-router, and the parameter of `core-metrics-extractor` that took their place."""
+"""Flags that stop the start, as in llm-d-router, and what took their place: parameters of `core-metrics-extractor`."""
 
 NOT_YET_EFFECTIVE = {
     "ha-enable-leader-election": "every replica is ready: there is no leader election yet",

@@ -53,8 +53,7 @@ class Catalog:
             if isinstance(target, str):
                 self._add(Entry(kind, target, "given"))
             else:
-                self._add(Entry(kind, f"{target.__module__}:{target.__qualname__}", "given"))
-                self._classes[kind] = verify(target, kind)
+                self.register(verify(target, kind))
 
     @classmethod
     def load(cls, config_dir: Path | None = None) -> Catalog:
@@ -75,6 +74,12 @@ class Catalog:
         for point in importlib.metadata.entry_points(group=PLUGINS):
             catalog._add(Entry(point.name, point.value, _origin(point)))
         return catalog
+
+    def register(self, kind: type[Plugin[Any]]) -> None:
+        """Add one class under its own `type` (tests, embedding)."""
+        found = verify(kind)
+        self._add(Entry(found.type, f"{found.__module__}:{found.__qualname__}", "given"))
+        self._classes[found.type] = found
 
     def types(self) -> tuple[str, ...]:
         """All registered types, sorted."""

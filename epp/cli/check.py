@@ -1,0 +1,85 @@
+"""`epp check FILE`: does this configuration work, and what does it mean in full?"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from epp.api.endpoints import EndpointTable
+from epp.api.errors import ConfigError
+from epp.cli.output import print_json, yaml_lines
+from epp.config.errors import LocatedError
+from epp.config.load import load, load_file
+from epp.registry.build import build
+from epp.registry.catalog import Catalog
+from epp.registry.contexts import contexts
+from epp.registry.effective import effective
+from epp.telemetry.metrics import Registry
+
+
+def run(argv: list[str]) -> int:
+    """0: the picker would start with it. 1: it would not."""
+    parser = argparse.ArgumentParser(
+        prog="epp check",
+        description="Validate a configuration as `epp serve` does, and print it with everything that is filled in. "
+        "Nothing is started or connected to.",
+    )
+    parser.add_argument("file", metavar="FILE", help="an EndpointPickerConfig, - for standard input")
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="text (YAML) or json")
+    parser.add_argument(
+        "--allow-experimental-plugins", action="store_true", help="accept plugins of stability alpha, as `epp serve`"
+    )
+    options = parser.parse_args(argv)
+    logging.disable(logging.CRITICAL)  # plugins may log while they are built; the answer is what is printed
+    try:
+        tree, defaults, warnings = _examined(options.file, options.allow_experimental_plugins)
+    except ConfigError as error:
+        _print_error(error, options.file, as_json=options.output == "json")
+        return 1
+    finally:
+        logging.disable(logging.NOTSET)
+    if options.output == "json":
+        print_json({"valid": True, "warnings": warnings, "defaults": defaults, "config": tree})
+        return 0
+    for line in yaml_lines(tree, frozenset(defaults)):
+        print(line)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{options.file}: valid, {len(warnings)} warning{'' if len(warnings) == 1 else 's'}", file=sys.stderr)
+    return 0
+
+
+def _examined(file: str, allow_experimental: bool) -> tuple[dict[str, Any], list[str], list[str]]:
+    if file == "-":
+        loaded, directory = load(sys.stdin.read(), "standard input"), None
+    else:
+        loaded, directory = load_file(Path(file)), Path(file).resolve().parent
+    factory = contexts(table=EndpointTable(), clock=time.monotonic, rng=random.Random(0), metrics=Registry())
+    assembly = build(
+        loaded.config, Catalog.load(directory), context_factory=factory, allow_experimental=allow_experimental
+    )
+    tree, defaults = effective(assembly)
+    return tree, defaults, [*loaded.warnings, *assembly.warnings]
+
+
+def _print_error(error: ConfigError, file: str, *, as_json: bool) -> None:
+    if not as_json:
+        print(f"error: {error}", file=sys.stderr)
+        return
+    print_json(
+        {
+            "valid": False,
+            "error": {
+                "message": error.message,
+                "path": error.path,
+                "line": error.line if isinstance(error, LocatedError) else 0,
+                "file": file,
+                "fix": error.fix,
+            },
+        }
+    )
