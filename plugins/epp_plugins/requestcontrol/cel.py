@@ -20,6 +20,7 @@ Compiled = Callable[[Variables], Value]
 
 MAX_TOKENS = 400
 MAX_DEPTH = 64
+MAX_DIGITS = 40
 _INT64 = 1 << 63
 
 _TOKEN = re.compile(
@@ -27,7 +28,8 @@ _TOKEN = re.compile(
     r"|(?P<int>0[xX][0-9a-fA-F]+|\d+)"
     r"|(?P<name>[A-Za-z_][A-Za-z_0-9]*)"
     r"|(?P<op>&&|\|\||==|!=|<=|>=|[-+*/%<>!?:().])"
-    r"|(?P<bad>\S))"
+    r"|(?P<bad>\S))",
+    re.ASCII,
 )
 _COMMENT = re.compile(r"//[^\n]*")
 
@@ -108,8 +110,9 @@ class _Parser:
         kind, text, position = self._tokens[self._at]
         self._at += 1
         if kind == "int":
-            number = int(text, 0) if text[:2] in ("0x", "0X") else int(text)
-            return _constant(_in_range(number))
+            if len(text) > MAX_DIGITS:
+                raise CelError(f"integer overflow at position {position}")
+            return _constant(_in_range(int(text, 16 if text[:2] in ("0x", "0X") else 10)))
         if kind == "float":
             return _constant(float(text))
         if text == "(":
@@ -146,7 +149,8 @@ class _Parser:
         field = ".".join(fields)
         if field not in self._known[variable]:
             allowed = ", ".join(f"{variable}.{known}" for known in self._known[variable])
-            raise CelError(f"unknown field {variable}.{field} at position {position}: there are {allowed}")
+            wrong = f"unknown field {variable}.{field}" if field else f"{variable} without a field"
+            raise CelError(f"{wrong} at position {position}: there are {allowed}")
         return (variable, *fields)
 
     def _take(self, operator: str) -> bool:
