@@ -1,0 +1,137 @@
+"""Bytes of a `ProcessingRequest` -> `Incoming`.
+
+Header and trailer messages are decoded by the protobuf library, body messages by `wire.body_span` where they have the
+usual shape. Metadata is decoded only when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from epp.extproc import ext_proc_pb2 as pb
+from epp.extproc.metadata import SERVED, SUBSET, served_endpoint, subset_hint
+from epp.extproc.wire import (
+    REQUEST_BODY,
+    REQUEST_HEADERS,
+    REQUEST_TRAILERS,
+    RESPONSE_BODY,
+    RESPONSE_HEADERS,
+    RESPONSE_TRAILERS,
+    body_span,
+)
+
+KIND_NAMES: Final = {
+    REQUEST_HEADERS: "request_headers",
+    RESPONSE_HEADERS: "response_headers",
+    REQUEST_BODY: "request_body",
+    RESPONSE_BODY: "response_body",
+    REQUEST_TRAILERS: "request_trailers",
+    RESPONSE_TRAILERS: "response_trailers",
+}
+_KINDS: Final = {name: kind for kind, name in KIND_NAMES.items()}
+_SUBSET: Final = SUBSET.encode()
+_SERVED: Final = SERVED.encode()
+
+
+class InvalidMessage(Exception):
+    """The bytes are no `ProcessingRequest`."""
+
+
+class Incoming:
+    """One message of the gateway. `kind` is a field number of `ProcessingRequest` (`wire`), 0 for none we know."""
+
+    __slots__ = ("_message", "_rest", "body", "end_of_stream", "kind")
+
+    def __init__(
+        self,
+        kind: int,
+        *,
+        body: bytes = b"",
+        end_of_stream: bool = False,
+        message: pb.ProcessingRequest | None = None,
+        rest: bytes = b"",
+    ) -> None:
+        self.kind = kind
+        self.body = body
+        self.end_of_stream = end_of_stream
+        self._message = message
+        self._rest = rest
+
+    @property
+    def name(self) -> str:
+        """The field's name, for messages to people."""
+        return KIND_NAMES.get(self.kind, "an unknown message")
+
+    def headers(self) -> dict[str, str]:
+        """Header names in lower case; of repeated headers the last counts. Pseudo-headers wherever they stand.
+
+        `raw_value` first, then `value`: Envoy fills the former, agentgateway and NGINX Gateway Fabric (some of) the
+        latter. Bytes that are not UTF-8 come as backslash escapes.
+        """
+        message = self._message
+        if message is None:
+            return {}
+        phase = message.request_headers if self.kind == REQUEST_HEADERS else message.response_headers
+        return {
+            header.key.lower(): header.raw_value.decode("utf-8", "backslashreplace") or header.value
+            for header in phase.headers.headers
+        }
+
+    def modes(self) -> tuple[int, int] | None:
+        """`BodySendMode` of request and response body; None: the gateway does not tell."""
+        if self._message is None or not self._message.HasField("protocol_config"):
+            return None
+        config = self._message.protocol_config
+        return int(config.request_body_mode), int(config.response_body_mode)
+
+    def subset(self) -> tuple[str, ...] | None:
+        """The gateway's subset hint, None when there is none."""
+        if self._message is not None:
+            return subset_hint(self._message.metadata_context)
+        metadata = self._metadata() if _SUBSET in self._rest else None
+        return None if metadata is None else subset_hint(metadata)
+
+    def served(self) -> str:
+        """The endpoint that answered, "" when this message does not tell."""
+        if self._message is not None:
+            return served_endpoint(self._message.metadata_context)
+        metadata = self._metadata() if _SERVED in self._rest else None
+        return "" if metadata is None else served_endpoint(metadata)
+
+    def _metadata(self) -> pb.Metadata | None:
+        """None when it cannot be read: what the metadata is for has a fallback, the body has none."""
+        try:
+            return pb.ProcessingRequest.FromString(self._rest).metadata_context
+        except DecodeError:
+            return None
+
+
+def decode(message: bytes) -> Incoming:
+    """Raises `InvalidMessage`."""
+    span = body_span(message)
+    if span is not None:
+        return Incoming(
+            span.kind,
+            body=message[span.start : span.stop],
+            end_of_stream=span.end_of_stream,
+            rest=message[span.rest :],
+        )
+    try:
+        decoded = pb.ProcessingRequest.FromString(message)
+    except DecodeError as error:
+        raise InvalidMessage(f"not a ProcessingRequest of ext_proc ({len(message)} bytes): {error}") from error
+    kind = _KINDS.get(decoded.WhichOneof("request") or "", 0)
+    if kind == REQUEST_BODY:
+        return _body(kind, decoded.request_body, decoded)
+    if kind == RESPONSE_BODY:
+        return _body(kind, decoded.response_body, decoded)
+    end_of_stream = (kind == REQUEST_HEADERS and decoded.request_headers.end_of_stream) or (
+        kind == RESPONSE_HEADERS and decoded.response_headers.end_of_stream
+    )
+    return Incoming(kind, end_of_stream=end_of_stream, message=decoded)
+
+
+def _body(kind: int, body: pb.HttpBody, decoded: pb.ProcessingRequest) -> Incoming:
+    return Incoming(kind, body=body.body, end_of_stream=body.end_of_stream, message=decoded)
