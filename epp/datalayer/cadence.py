@@ -26,16 +26,17 @@ class CollectorSettings:
     """Seconds, unless it says otherwise. Defaults are sized for 100 endpoints that are at most 250 ms old.
 
     `refresh_interval` is `--refresh-metrics-interval`. `active_interval` stays below the 200 ms at which the default
-    saturation detector calls a value stale. `idle_interval` is short enough to keep connections open (uvicorn closes
-    them after 5 s). `cpu_budget` is in cores and holds for the sum of all endpoints. `timeout` is for one fetch,
-    connect included. `max_backoff` is the longest pause between two attempts at an endpoint that fails. `jitter`
-    spreads each interval by this share in both directions. `max_body` is in bytes (a vLLM page has 80 KB).
+    saturation detector calls a value stale, `idle_interval` below the 2 s of `--metrics-staleness-threshold`; it also
+    keeps connections open (uvicorn closes them after 5 s). `cpu_budget` is in cores and holds for the sum of all
+    endpoints. `timeout` is for one fetch, connect included. `max_backoff` is the longest pause between two attempts at
+    an endpoint that fails. `jitter` spreads each interval by this share in both directions. `max_body` is in bytes (a
+    vLLM page has 80 KB).
     """
 
     refresh_interval: float = 0.05
     active_interval: float = 0.15
     idle_after: float = 5.0
-    idle_interval: float = 2.0
+    idle_interval: float = 1.5
     hot_for: float = 0.25
     cpu_budget: float = 0.2
     timeout: float = 1.0

@@ -18,8 +18,8 @@ def law(
 
 
 def test_idle_pools_are_asked_rarely() -> None:
-    assert law([NEVER] * 3) == [2.0] * 3
-    assert law([5.1, 100.0, NEVER]) == [2.0] * 3
+    assert law([NEVER] * 3) == [1.5] * 3
+    assert law([5.1, 100.0, NEVER]) == [1.5] * 3
     assert not is_active(SETTINGS, np.array([]))
 
 
