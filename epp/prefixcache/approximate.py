@@ -11,9 +11,9 @@ the blocks that were last used together it forgets the end before the beginning,
 of an endpoint is closed under prefixes, and a match is contiguous by construction (llm-d-router counts blocks behind
 a gap, too).
 
-Endpoints are known by *lane*, a bit number of our own. When an endpoint goes away its lane is taken out of every
-answer at once, and is emptied little by little by later calls before another endpoint gets it. A row of the endpoint
-table that is used again therefore starts empty.
+Endpoints are known by *lane*, a bit number of our own. When an endpoint goes away no row points to its lane any more,
+and the lane is emptied little by little by later calls before another endpoint gets it. A row of the endpoint table
+that is used again therefore starts empty.
 
 Hash collisions, accidental or made on purpose, can make an answer wrong by some blocks or keep a prompt from being
 recorded; no bound depends on their absence, because a node is only ever reached through its parent.
@@ -33,7 +33,7 @@ from epp.api.endpoints import FloatArray, IntArray
 from epp.prefixcache.radix import Lane, Node, common_length
 
 # Bytes as measured with tracemalloc on CPython 3.11, a little above the mean; see docs/prefix-cache.md.
-_BYTES_PER_BLOCK = 9
+_BYTES_PER_BLOCK = 10
 _BYTES_PER_NODE = 420
 _BYTES_PER_HOLDING = 190
 
@@ -66,7 +66,6 @@ class ApproximateIndex:
         # Lane 0 belongs to nobody: rows that we never recorded for point to it, and nothing is ever counted in it.
         self._lanes: list[Lane] = [Lane(0)]
         self._lane_of_row: NDArray[np.intp] = np.zeros(64, dtype=np.intp)
-        self._alive = 0
         self._free: list[Lane] = []
         self._gone: deque[Lane] = deque()
         self._oldest: list[tuple[int, int]] = []  # heap: (a lower bound of the lane's oldest stamp, lane number)
@@ -95,27 +94,23 @@ class ApproximateIndex:
     def _count(self, path: Sequence[int], counts: FloatArray) -> None:
         """Walk down as long as somebody holds what comes; note where each holder is left behind."""
         heads = self._heads
-        holders = self._alive
+        holders = 0
         parent: Node | None = None
         depth, end = 0, len(path)
         while depth < end:
             node = heads.get(path[depth])
             if node is None or node.parent is not parent:
                 break
-            remaining = node.holders & holders
-            if remaining != holders:
+            if node.holders != holders:
                 if depth:
-                    _spread(counts, holders & ~remaining, depth)
-                holders = remaining
-                if not holders:
-                    return
+                    _spread(counts, holders ^ node.holders, depth)  # a node's holders are among its parent's
+                holders = node.holders
             common = common_length(node.hashes, path, depth)
             depth += common
             if common < len(node.hashes):
                 break
             parent = node
-        if depth:
-            _spread(counts, holders, depth)
+        _spread(counts, holders, depth)
 
     def record(self, row: int, path: Sequence[int], capacity: int) -> int:
         """The endpoint was sent a prompt: it has these blocks now. Returns how many of them it held before.
@@ -148,7 +143,6 @@ class ApproximateIndex:
         if lane.number == 0:
             return
         self._lane_of_row[row] = 0
-        self._alive &= ~lane.bit
         self._gone.append(lane)
 
     def _touch(self, lane: Lane, path: Sequence[int], stamp: int) -> int:
@@ -305,7 +299,6 @@ class ApproximateIndex:
         if row >= len(self._lane_of_row):
             self._grow_rows(row)
         self._lane_of_row[row] = lane.number
-        self._alive |= lane.bit
         return lane
 
     def _grow_rows(self, row: int) -> None:

@@ -95,7 +95,7 @@ class AgainstModel(RuleBasedStateMachine):
 
 
 TestAgainstModel = AgainstModel.TestCase
-TestAgainstModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAgainstModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @settings(max_examples=300, deadline=None)
