@@ -71,7 +71,7 @@ def summary(kind: type[Plugin[Any]]) -> str:
     for prefix in (f"`{kind.type}`: ", f"`{kind.type}`", f"{kind.type}: "):
         first = first.removeprefix(prefix)
     text = first.strip() or (inspect.getdoc(kind) or "").split("\n\n", 1)[0].replace("\n", " ")
-    return text[:1].upper() + text[1:]
+    return text[:1].upper() + text[1:] if text[1:2].islower() else text
 
 
 def parameters(kind: type[msgspec.Struct], prefix: str = "") -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ def _print_one(described: dict[str, Any]) -> None:
             (
                 one["name"],
                 one["type"],
-                "required" if one["required"] else _shown(one["default"]),
+                "required" if one["required"] else _shown(one["default"], one["type"]),
                 one["bounds"],
                 one["description"],
             )
@@ -205,12 +205,14 @@ def _type_name(info: Any) -> str:
         return f"list of {_type_name(info.item_type)}"
     if isinstance(info, mi.StructType):
         return "mapping"
-    if isinstance(info, mi.CustomType):
+    if isinstance(info, mi.CustomType) and info.cls is not object:
         return info.cls.__name__.lower()
     return "anything"
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Any, kind: str) -> str:
     if value is None:
         return "none"
+    if kind == "mapping":
+        return ""  # the rows below have the default of each entry
     return msgspec.json.encode(value).decode() if not isinstance(value, str) else value or '""'

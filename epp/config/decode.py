@@ -88,26 +88,19 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
 
 def _with_keys(inner: str, value: Any, kind: type) -> str:
-    """msgspec writes `[...]` for the key of a mapping. Name the key when only one value can be meant."""
+    """msgspec writes `[...]` for the key of a mapping: find the key whose value is refused."""
     if "[...]" not in inner:
         return inner
     head, tail = inner.split("[...]", 1)
     for step in _STEP.finditer(head):
-        try:
-            value = value[int(step[2])] if step[2] else value[step[1]]
-        except (LookupError, TypeError):
-            return inner
-    if not isinstance(value, dict):
-        return inner
+        value = value[int(step[2])] if step[2] else value[step[1]]
     mapping = _kind_at(kind, head)
-    for key, entry in value.items():
-        if isinstance(mapping, mi.DictType):
+    if isinstance(value, dict) and isinstance(mapping, mi.DictType):
+        for key, entry in value.items():
             try:
                 msgspec.convert(entry, _annotation(mapping.value_type), dec_hook=_custom)
             except msgspec.ValidationError:
                 return f"{head}.{key}{tail}"
-            except TypeError:
-                return inner
     return inner
 
 

@@ -33,7 +33,7 @@ class Duration(float):
             raise ValueError(f"expected a duration such as `60s` or `250ms`, got {text!r}")
         body = text.strip()
         sign = -1 if body.startswith("-") else 1
-        body = body.lstrip("+-") if body[:1] in ("+", "-") else body
+        body = body[1:] if body[:1] in ("+", "-") else body
         if body == "0":
             return cls(0.0)
         total, position = Decimal(0), 0

@@ -138,7 +138,7 @@ def _check_arguments(kind: type[Plugin[Any]], name: str, spec: Any) -> None:
         inspect.signature(function).bind(*[None] * given)
     except TypeError as error:
         raise ConfigError(
-            f"{_name(kind)}.{name}{inspect.signature(function)} cannot take ({', '.join(wanted)})",
+            f"{_name(kind)}.{name}({', '.join(inspect.signature(function).parameters)}) cannot take ({', '.join(wanted)})",
             fix=f"write `def {name}(self, {', '.join(wanted)})`" if wanted else f"write `def {name}(self)`",
         ) from error
 
