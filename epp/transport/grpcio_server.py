@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from epp.transport.call import CloseReason, Handler, Stream
 from epp.transport.certificates import load_pair
-from epp.transport.limits import Limits
+from epp.transport.limits import Limits, TransportStats
 
 if TYPE_CHECKING:
     import grpc
@@ -68,10 +68,13 @@ class GrpcioServer:
         self._new_pair: tuple[bytes, bytes] | None = None
         self._calls: set[asyncio.Task[Any]] = set()
         self.stopping = False
-        self.handler_errors = 0
+        self.stats = TransportStats()
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. OSError when it is taken, RuntimeError when grpcio is not installed."""
+        """Listen; returns the port. `host` "" is every address, IPv4 and IPv6.
+
+        OSError when the port is taken, RuntimeError when grpcio is not installed.
+        """
         try:
             from grpc import aio
         except ImportError as error:
@@ -89,7 +92,7 @@ class GrpcioServer:
                 ("grpc.so_reuseport", 0),  # a second picker on the same port is a mistake, not a request for balancing
             ],
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        address = f"[{host or '::'}]:{port}" if ":" in host or not host else f"{host}:{port}"
         try:
             if self._tls is None:
                 bound = server.add_insecure_port(address)
@@ -106,13 +109,16 @@ class GrpcioServer:
         if self._tls is not None:
             self._new_pair = _checked(self._tls.pair())
 
-    async def drain(self, seconds: float) -> None:
-        """Tell clients to go elsewhere, take no new calls, give open ones `seconds`, then end them."""
+    async def drain(self, grace: float) -> bool:
+        """Take no more, let open streams end for up to `grace` seconds, then end them. True when all ended by then."""
         self.stopping = True
-        if self._server is not None:
-            await self._server.stop(seconds)
-            # grpc cancels what is left and does not wait for it; the streams must have heard of their end.
-            await asyncio.gather(*self._calls, return_exceptions=True)
+        if self._server is None:
+            return True
+        await self._server.stop(grace)
+        left = [call for call in self._calls if not call.done()]
+        # grpc cancels what is left and does not wait for it; the streams must have heard of their end.
+        await asyncio.gather(*left, return_exceptions=True)
+        return not left
 
     async def close(self) -> None:
         """End everything at once."""
@@ -132,6 +138,8 @@ class GrpcioServer:
         if task is not None:
             self._calls.add(task)
             task.add_done_callback(self._calls.discard)
+        self.stats.streams += 1
+        self.stats.streams_total += 1
         try:
             stream = handler(call)
             reader = asyncio.create_task(self._read(context, call, stream))
@@ -145,6 +153,7 @@ class GrpcioServer:
             context.set_code(_status(_INTERNAL))
             context.set_details("the picker failed to handle the call; see its log")
         finally:
+            self.stats.streams -= 1
             if reader is not None:
                 reader.cancel()
             if stream is not None:
@@ -176,7 +185,7 @@ class GrpcioServer:
             self._failed(path)
 
     def _failed(self, path: str) -> None:
-        self.handler_errors += 1
+        self.stats.handler_errors += 1
         self._log.exception("the handler of %s failed", path)
 
     def _credentials(self, tls: GrpcioTls) -> grpc.ServerCredentials:
