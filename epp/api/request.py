@@ -141,7 +141,8 @@ class InferenceRequest:
     Headers have lower-case names and one value each (the last one wins). `model` is what the client asked for,
     `target_model` what the server is asked for. `received_at` is in seconds of the injected clock.
     `subset`: the endpoints the gateway allows (`ip` or `ip:port`); None: all; empty: none.
-    `attributes` is for plugins: producers put what they declare, keyed by `DataKey`.
+    `attributes` is for plugins: producers put what they declare, keyed by `DataKey`. `span` is the trace span that the
+    current step belongs to (`epp.telemetry.tracing.Span`), None when the request is not traced.
     """
 
     id: str
@@ -160,6 +161,7 @@ class InferenceRequest:
     body_size: int = 0
     prompt: Prompt | None = None
     attributes: dict[DataKey, Any] = field(default_factory=dict)
+    span: Any = None
 
     @property
     def input_tokens(self) -> int:

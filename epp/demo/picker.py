@@ -142,7 +142,7 @@ class PickerProcess:
             if self.process is None or self.process.returncode is not None:
                 raise RuntimeError(f"the picker did not start:\n{self.log()[-4000:]}")
             try:
-                await self._get("/healthz")
+                await self._get("/readyz")
                 return
             except aiohttp.ClientError:
                 if asyncio.get_running_loop().time() > deadline:

@@ -43,6 +43,7 @@ from epp.director.recording import Recorder
 from epp.director.request_flight import RequestFlight, ResponseHooks
 from epp.scheduling.guard import Guarded, PluginTimings, overriding
 from epp.scheduling.scheduler import Scheduler
+from epp.telemetry.tracing import ORCHESTRATION, NullTracer, Tracer
 
 Steps = Generator[Awaitable[Any] | None, Any, RequestFlight]
 DecisionObserver = Callable[[InferenceRequest, SchedulingResult], None]
@@ -81,6 +82,7 @@ class Director:
         objectives: Objectives | None = None,
         rewrites: Rewrites | None = None,
         observers: Sequence[DecisionObserver] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         self.table = table
         self.parsers = parsers
@@ -92,6 +94,7 @@ class Director:
         self._objectives = objectives or NoObjectives()
         self._rewrites = rewrites or NoRewrites()
         self._observers = observers
+        self._tracer = tracer or NullTracer()
         everyone = list(plugins)
 
         def guarded(hook: str, extension_point: str) -> list[Guarded]:
@@ -126,7 +129,7 @@ class Director:
             received_at=head.received_at,
             subset=head.subset if self._settings.use_subset_hint else None,
         )
-        return self._drive(self._recorded(request, self._after_parsing(request, None)))
+        return self._drive(self._decision_steps(request, None))
 
     def refused(self, head: RequestHead | None, error: RequestError) -> None:
         """Count a refusal that happened before the director saw the request."""
@@ -175,7 +178,7 @@ class Director:
             body_size=len(body),
             subset=head.subset if self._settings.use_subset_hint else None,
         )
-        return (yield from self._recorded(request, self._after_parsing(request, parser)))
+        return (yield from self._decision_steps(request, parser))
 
     def _parse(self, parser: Parser[Any], path: str, headers: Mapping[str, str], body: bytes) -> Payload:
         try:
@@ -185,6 +188,25 @@ class Director:
         except Exception as error:
             self._recorder.unexpected(error)
             raise BadRequest(f"{parser.type} could not read the body: {error}") from error
+
+    def _decision_steps(self, request: InferenceRequest, parser: Parser[Any] | None) -> Steps:
+        steps = self._recorded(request, self._after_parsing(request, parser))
+        return self._traced(request, steps) if self._tracer.enabled else steps
+
+    def _traced(self, request: InferenceRequest, steps: Steps) -> Steps:
+        """`gateway.request` lasts from here to the end of the flight; its context travels on to the model server."""
+        span = self._tracer.request(request.headers)
+        orchestration = request.span = span.child(ORCHESTRATION)
+        try:
+            flight = yield from steps
+        except BaseException as error:
+            span.fail(error)
+            orchestration.end()
+            span.end()
+            raise
+        orchestration.end()
+        flight.trace(span)
+        return flight
 
     def _recorded(self, request: InferenceRequest, steps: Steps) -> Steps:
         """Count every way in which a request is not picked, and let nothing but a `RequestError` out."""

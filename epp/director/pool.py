@@ -22,6 +22,7 @@ from epp.registry.assembly import Assembly
 from epp.scheduling.guard import PluginTimings
 from epp.scheduling.profile import SchedulingProfile
 from epp.scheduling.scheduler import Scheduler
+from epp.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Pool:
         settings: DirectorSettings | None = None,
         collector_settings: CollectorSettings | None = None,
         observers: Sequence[DecisionObserver] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         self.name = name
         self.assembly = assembly
@@ -71,6 +73,7 @@ class Pool:
             clock=clock,
             settings=settings or DirectorSettings(),
             observers=observers,
+            tracer=tracer,
         )
         bindings = [SourceBinding(source.source, source.extractors) for source in assembly.sources]
         self.collector = Collector(

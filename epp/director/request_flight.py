@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from epp.api.errors import RequestError
@@ -13,6 +13,7 @@ from epp.api.request import InferenceRequest, InferenceResponse, TerminationCaus
 from epp.director.flight import Decision
 from epp.director.recording import Recorder
 from epp.scheduling.guard import Guarded
+from epp.telemetry.tracing import Span
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class RequestFlight:
         "_itl_bounds",
         "_parser",
         "_recorder",
+        "_span",
         "decision",
         "request",
         "response",
@@ -59,6 +61,7 @@ class RequestFlight:
         self._ended = False
         self._itl: list[int] | None = None
         self._itl_bounds = recorder.itl_bounds
+        self._span: Span | None = None
         recorder.began(request, clock())
 
     def response_headers(self, status: int, headers: Mapping[str, str], served: str) -> None:
@@ -116,6 +119,16 @@ class RequestFlight:
         self.response.cause = cause
         self._run(self._hooks.end)
         self._recorder.ended(self.request, self.response, self._itl, self._clock())
+        if self._span is not None:
+            self._span.end()
+
+    def trace(self, span: Span) -> None:
+        """End `span` with the flight, and send its context along to the model server."""
+        self._span = span
+        self.request.span = None
+        carried = span.headers()
+        if carried:
+            self.decision = replace(self.decision, set_headers={**self.decision.set_headers, **carried})
 
     def abandon(self) -> None:
         """The request was refused after it had been picked: the hooks that took something give it back."""

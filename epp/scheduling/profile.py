@@ -12,6 +12,9 @@ from epp.api.errors import ResourceExhausted
 from epp.api.plugin import Clock, Filter, Picker, ProfileResult, Scorer, Scores
 from epp.api.request import InferenceRequest
 from epp.scheduling.guard import Guarded, PluginTimings
+from epp.scheduling.traced import step, tell_filtered, tell_scored, tell_top
+from epp.telemetry import tracing
+from epp.telemetry.tracing import Span
 
 
 class SchedulingProfile:
@@ -34,9 +37,27 @@ class SchedulingProfile:
 
     def run(self, request: InferenceRequest, endpoints: Endpoints) -> ProfileResult:
         """Choose among `endpoints`; `ResourceExhausted` when the filters leave none."""
-        candidates = self._filter(request, endpoints)
-        scores, by_scorer = self._score(request, candidates)
-        positions = self._picker.run(request, candidates, scores)
+        span = request.span
+        if span is None:
+            return self._run(request, endpoints, None)
+        with step(span, tracing.PROFILE) as profile:
+            profile.set(tracing.PROFILE_NAME, self.name)
+            return self._run(request, endpoints, profile)
+
+    def _run(self, request: InferenceRequest, endpoints: Endpoints, span: Span | None) -> ProfileResult:
+        if span is None:
+            candidates = self._filter(request, endpoints)
+            scores, by_scorer = self._score(request, candidates, None)
+            positions = self._picker.run(request, candidates, scores)
+        else:
+            with step(span, tracing.FILTERS) as filters:
+                candidates = self._filter(request, endpoints)
+                tell_filtered(filters, endpoints, candidates)
+            with step(span, tracing.SCORING) as scoring:
+                scores, by_scorer = self._score(request, candidates, scoring)
+            with step(span, tracing.PICK) as pick:
+                positions = self._picker.run(request, candidates, scores)
+                tell_top(pick, candidates, scores)
         if positions is None or len(positions) == 0:
             # The picker failed (counted): the best score is what any picker would have to justify not taking.
             positions = [int(scores.argmax())]
@@ -70,7 +91,9 @@ class SchedulingProfile:
                     )
         return candidates
 
-    def _score(self, request: InferenceRequest, candidates: Endpoints) -> tuple[FloatArray, dict[str, Scores]]:
+    def _score(
+        self, request: InferenceRequest, candidates: Endpoints, span: Span | None
+    ) -> tuple[FloatArray, dict[str, Scores]]:
         total = np.zeros(len(candidates))
         by_scorer: dict[str, Scores] = {}
         for guarded, weight in self._scorers:
@@ -81,6 +104,8 @@ class SchedulingProfile:
                 guarded.failed(ValueError(f"scorer returned shape {raw.shape}, expected {total.shape}"))
                 continue
             by_scorer[guarded.plugin.name] = raw
+            if span is not None:
+                tell_scored(span, guarded.plugin.type, guarded.plugin.name, weight, raw)
             total += weight * _known(np.minimum(np.maximum(raw, 0.0), 1.0))
         return total, by_scorer
 

@@ -1,4 +1,4 @@
-"""The metrics port: `/metrics`, `/debug/plugins/state` and `/healthz`.
+"""The metrics port: `/metrics`, `/debug/plugins/state`, `/healthz` and `/readyz`.
 
 It shares the event loop with the requests, so whatever takes long is done in slices or in a thread.
 """
@@ -49,12 +49,14 @@ class AdminServer:
         plugins: Callable[[], Iterable[StatefulPlugin]],
         *,
         authenticate: Authenticate | None = None,
+        ready: Callable[[], bool] = lambda: True,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         collectors: Sequence[Collector] | None = None,
     ) -> None:
         self._registry = registry
         self._plugins = plugins
         self._authenticate = authenticate
+        self._ready = ready
         self._wall_clock = wall_clock
         self._collectors = [ProcessCollector(registry=None)] if collectors is None else list(collectors)
         self._runner: web.AppRunner | None = None
@@ -65,6 +67,7 @@ class AdminServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/debug/plugins/state", self._plugin_state)
         app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
         # A scraper that hangs must not delay the end of the process.
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
@@ -87,7 +90,7 @@ class AdminServer:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if self._authenticate is not None and request.path != "/healthz":
+        if self._authenticate is not None and request.path not in ("/healthz", "/readyz"):
             refused = await self._authenticate(request)
             if refused is not None:
                 return web.Response(status=refused, text=f"{refused}: not allowed to read {request.path}\n")
@@ -95,6 +98,10 @@ class AdminServer:
 
     async def _healthz(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        ready = self._ready()
+        return web.Response(status=200 if ready else 503, text="ok\n" if ready else "not ready\n")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         page, content_type = await render(self._registry, request.headers.get("Accept", ""), self._collectors)

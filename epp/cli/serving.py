@@ -1,0 +1,261 @@
+"""One picker in this process: configuration, pool, ports, and the order in which they begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import ssl
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from epp.api.endpoints import EndpointTable
+from epp.api.plugin import Plugin
+from epp.cli.flags import ServeOptions, check_pool
+from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
+from epp.config.load import Loaded, load, load_file
+from epp.datalayer.cadence import CollectorSettings
+from epp.director.director import DecisionObserver, DirectorSettings
+from epp.director.pool import Pool
+from epp.extproc.service import METHOD, ProcessService
+from epp.extproc.settings import ExchangeContext, ExchangeSettings
+from epp.registry.build import build
+from epp.registry.catalog import Catalog
+from epp.registry.contexts import contexts
+from epp.telemetry.admin import AdminServer, metrics_tls
+from epp.telemetry.legacy_metrics import add_legacy_metrics
+from epp.telemetry.logs import Logging
+from epp.telemetry.metrics import Registry
+from epp.telemetry.pool_metrics import PoolMetrics
+from epp.telemetry.recorder import MetricsRecorder, PluginRecorder
+from epp.telemetry.request_metrics import RequestMetrics
+from epp.telemetry.tracing import NullTracer, Tracer, tracer_from_environment
+from epp.transport.call import Handler
+from epp.transport.certificates import CertificateReloader, read_pair, self_signed
+from epp.transport.grpcio_server import GrpcioServer, grpcio_tls
+from epp.transport.health import HealthState, health_handlers
+from epp.transport.limits import Limits
+from epp.transport.server import Server
+from epp.transport.tls import ServerTlsFactory, server_context
+
+log = logging.getLogger("epp")
+
+LAST_STREAMS_SECONDS = 90.0
+"""How long open streams may go on after the drain window: with the default 30 s before it, within the 130 s that
+charts give a pod to end (`terminationGracePeriodSeconds`)."""
+
+_MESSAGE_HEADROOM = 1 << 20  # a BUFFERED body comes in one message, with headers and metadata around it
+
+
+class Picker:
+    """`await start()`, `await drain()`, `await stop()`. ConfigError, ValueError, OSError: it cannot start."""
+
+    def __init__(
+        self,
+        options: ServeOptions,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        seed: int | None = None,
+        observers: Sequence[DecisionObserver] = (),
+        logging_: Logging | None = None,
+    ) -> None:
+        self.options = options
+        self.registry = Registry()
+        self.health = HealthState(leader_election=False)
+        self.clock = time.perf_counter
+        self.grpc_port = options.grpc_port
+        self._environment = environment
+        self._stack = AsyncExitStack()
+        self._logging = logging_
+        self._request_metrics = RequestMetrics(self.registry)
+        self._pool_metrics = PoolMetrics(self.registry)
+        self._exchange_metrics = ExchangeMetrics(self.registry, self.clock, streams=options.enable_grpc_stream_metrics)
+        if options.legacy_metrics:
+            add_legacy_metrics(self.registry)
+        self._request_metrics.info(environment.get("COMMIT_SHA", "unknown"), environment.get("BUILD_REF", "unknown"))
+        self.tracer: Tracer = NullTracer()
+        if options.tracing:
+            self.tracer = tracer_from_environment(environment, log)
+        rng = random.Random(seed)
+        self.pool = self._pool(rng, observers)
+        self._server: Server | GrpcioServer | None = None
+
+    def _pool(self, rng: random.Random, observers: Sequence[DecisionObserver]) -> Pool:
+        options = self.options
+        loaded, directory = self._configuration()
+        table = EndpointTable()
+        factory = contexts(table=table, clock=self.clock, rng=rng, metrics=self.registry)
+        assembly = build(
+            loaded.config,
+            Catalog.load(directory),
+            context_factory=factory,
+            allow_experimental=options.allow_experimental_plugins,
+        )
+        for warning in (*loaded.warnings, *assembly.warnings):
+            log.warning("%s", warning)
+        check_pool(options, discovery=assembly.discovery is not None)
+        recorder = MetricsRecorder(self._request_metrics, log, self.clock, response_seen=not options.response_bypass)
+        recorder.watch(table)
+        return Pool(
+            options.pool_name or "epp",
+            assembly,
+            table,
+            recorder=recorder,
+            timings=PluginRecorder(self._request_metrics, log, self.clock),
+            clock=self.clock,
+            rng=rng,
+            metrics=self.registry,
+            tracer=self.tracer,
+            settings=DirectorSettings(
+                emit_scores=options.emit_endpoint_scores,
+                use_subset_hint=not options.disable_endpoint_subset_filter,
+            ),
+            collector_settings=CollectorSettings(
+                refresh_interval=options.refresh_metrics_interval, cpu_budget=options.scrape_cpu_budget
+            ),
+            observers=observers,
+        )
+
+    def _plugins(self) -> Iterable[Plugin[Any]]:
+        return self.pool.plugins.values()
+
+    def _configuration(self) -> tuple[Loaded, Path]:
+        options = self.options
+        if options.config_file:
+            path = Path(options.config_file)
+            return load_file(path), path.resolve().parent
+        return load(options.config_text or "", "--config-text"), Path.cwd()
+
+    async def start(self) -> None:
+        """Open the ports, health first; ext_proc once the endpoints are known. What fails closes what was opened."""
+        options = self.options
+        host = options.listen_address
+        try:
+            health = Server(health_handlers(self.health))
+            await health.start(host, options.grpc_health_port)
+            self._stack.push_async_callback(health.close)
+            admin = AdminServer(self.registry, self._plugins, ready=lambda: self.health.ready)
+            await admin.start(host, options.metrics_port, self._metrics_tls())
+            self._stack.push_async_callback(admin.close)
+            await self.pool.start()
+            self._stack.push_async_callback(self.pool.stop)
+            self._server = await self._ext_proc(host)
+            self._stack.push_async_callback(self._server.close)
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        watch = asyncio.get_running_loop().create_task(self._watch(), name="pool-state")
+        self._stack.callback(watch.cancel)
+        self.health.update(synced=True, plugins_ready=self.pool.ready())
+        # What lives now lives as long as the process: keep the collector of cycles from looking at it again and again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 50)
+        log.info(
+            "ready: ext_proc on port %d (%s, transport %s), %d endpoints",
+            self.grpc_port,
+            "TLS" if options.secure_serving else "plaintext",
+            options.transport,
+            len(self.pool.table),
+        )
+
+    async def drain(self) -> None:
+        """Not ready any more, but serving for `--drain-timeout`; then no new streams, and time for the open ones."""
+        log.info("draining: not ready, serving for %.0f s more", self.options.drain_timeout)
+        self.health.update(draining=True)
+        await asyncio.sleep(self.options.drain_timeout)
+        if self._server is not None:
+            await self._server.drain(LAST_STREAMS_SECONDS)
+
+    async def stop(self) -> None:
+        """Close everything now."""
+        await self._stack.aclose()
+        self.tracer.shutdown()
+
+    async def _ext_proc(self, host: str) -> Server | GrpcioServer:
+        options = self.options
+        context = ExchangeContext(
+            director=self.pool.director,
+            clock=self.clock,
+            make_id=lambda: str(uuid.uuid4()),
+            settings=ExchangeSettings(
+                max_body_bytes=options.max_request_body_bytes, bypass_response=options.response_bypass
+            ),
+            observer=self._exchange_metrics,
+        )
+        handlers: dict[str, Handler] = {METHOD: ProcessService(context)}
+        if options.health_checking:
+            handlers.update(health_handlers(self.health))
+        limits = Limits(message=options.grpc_max_recv_msg_size or options.max_request_body_bytes + _MESSAGE_HEADROOM)
+        server: Server | GrpcioServer
+        if options.transport == "grpcio":
+            server = GrpcioServer(handlers, limits=limits, tls=self._grpcio_tls() if options.secure_serving else None)
+            if options.secure_serving:
+                self._reload(server.reload)
+        else:
+            tls = ServerTlsFactory(self._tls_context) if options.secure_serving else None
+            server = Server(handlers, limits=limits, tls=tls)
+            expose_transport(self.registry, server.stats)
+            if tls is not None:
+                self._reload(tls.reload)
+        self.grpc_port = await server.start(host, options.grpc_port)
+        return server
+
+    def _tls_context(self) -> ssl.SSLContext:
+        options = self.options
+        return server_context(
+            options.cert_path or None,
+            now=datetime.now(UTC),
+            min_version=options.tls_min_version,
+            cipher_suites=",".join(options.tls_cipher_suites),
+            client_ca=options.tls_client_ca_file or None,
+        )
+
+    def _grpcio_tls(self) -> Any:
+        options = self.options
+        ca = Path(options.tls_client_ca_file).read_bytes() if options.tls_client_ca_file else None
+        return grpcio_tls(
+            lambda: read_pair(options.cert_path) if options.cert_path else self_signed(datetime.now(UTC)),
+            min_version=options.tls_min_version,
+            cipher_suites=",".join(options.tls_cipher_suites),
+            client_ca=ca,
+        )
+
+    def _reload(self, load_pair: Any) -> None:
+        options = self.options
+        if not options.enable_cert_reload:
+            return
+        counter = self.registry.counter("certificate_reloads_total", "Attempts to load a new certificate.", ("result",))
+        reloader = CertificateReloader(
+            options.cert_path,
+            load_pair,
+            log,
+            reloaded=lambda ok: counter.labels("success" if ok else "failure").inc(),
+        )
+        reloader.start()
+        self._stack.push_async_callback(reloader.close)
+
+    def _metrics_tls(self) -> ssl.SSLContext | None:
+        options = self.options
+        return metrics_tls(
+            options.metrics_cert_dir, options.metrics_client_ca_file, authenticated=options.metrics_endpoint_auth
+        )
+
+    async def _watch(self) -> None:
+        """Pool gauges at their interval; readiness of plugins every second."""
+        options = self.options
+        next_gauges = 0.0
+        while True:
+            now = self.clock()
+            self.health.update(synced=self.pool.synced, plugins_ready=self.pool.ready())
+            if now >= next_gauges:
+                self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
+                next_gauges = now + options.refresh_prometheus_metrics_interval
+            await asyncio.sleep(min(1.0, options.refresh_prometheus_metrics_interval or 1.0))

@@ -1,0 +1,80 @@
+"""Metrics of the transport and of exchanges: what is open, what was refused, what broke."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from epp.api.plugin import Clock
+from epp.telemetry.logs import RateLimitedLog
+from epp.telemetry.metrics import Registry
+from epp.transport.limits import TransportStats
+
+log = logging.getLogger("epp.extproc")
+
+
+_TRANSPORT = {
+    "connections": "Connections that are open.",
+    "streams": "HTTP/2 streams that are open.",
+    "connections_total": "Connections accepted so far.",
+    "streams_total": "Streams accepted so far.",
+    "protocol_errors": "Protocol errors of peers so far.",
+    "tls_failures": "TLS handshakes and records that failed so far.",
+    "handler_errors": "Handlers that failed so far.",
+}
+
+
+class ExchangeMetrics:
+    """Implements `epp.extproc.settings.ExchangeObserver`. `streams`: also the opt-in gauge of open streams."""
+
+    def __init__(self, registry: Registry, clock: Clock, *, streams: bool) -> None:
+        self._failed = registry.counter(
+            "extproc_internal_errors_total", "Failures of the picker inside an exchange, by kind.", ("kind",)
+        )
+        self._violations = registry.counter(
+            "extproc_protocol_violations_total", "Streams ended because the gateway broke the protocol.", ("problem",)
+        )
+        self._inflight = None
+        self._total = None
+        if streams:
+            self._inflight = registry.gauge("extproc_streams_inflight", "Streams that are open.").labels()
+            self._total = registry.counter("extproc_streams_total", "Streams that have ended.", ("code",)).labels("OK")
+        self._log = RateLimitedLog(log, clock)
+
+    def opened(self) -> None:
+        """A stream began."""
+        if self._inflight is not None:
+            self._inflight.inc()
+
+    def closed(self) -> None:
+        """It ended."""
+        if self._inflight is not None and self._total is not None:
+            self._inflight.dec()
+            self._total.inc()
+
+    def failed(self, error: BaseException) -> None:
+        """A bug of ours; the request was answered all the same."""
+        kind = type(error).__name__
+        self._failed.labels(kind).inc()
+        self._log.error(f"failed:{kind}", "an exchange failed: %s: %s", kind, error, error=error)
+
+    def violated(self, problem: str) -> None:
+        """The gateway broke the protocol."""
+        self._violations.labels(problem[:60]).inc()
+        self._log.warning(f"violated:{problem}", "the gateway broke the protocol: %s", problem)
+
+
+def _value(stats: TransportStats, name: str) -> list[tuple[tuple[str, ...], float]]:
+    return [((), float(getattr(stats, name)))]
+
+
+def expose_transport(registry: Registry, stats: TransportStats) -> None:
+    """Gauges and counters of a transport, read when the page is."""
+    for name, text in _TRANSPORT.items():
+        registry.sampled_gauge(f"transport_{name}", text, (), partial(_value, stats, name))
+    registry.sampled_gauge(
+        "transport_limits_hit",
+        "How often a limit ended a stream or a connection, so far.",
+        ("limit",),
+        lambda: [((limit,), float(count)) for limit, count in stats.limits_hit.items()],
+    )
