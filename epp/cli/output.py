@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import IO, Any
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./:][A-Za-z0-9_./:@%+-]*")
+_PLAIN = re.compile(r"[A-Za-z0-9_/][A-Za-z0-9_./:@%+-]*")
 _RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
@@ -71,4 +72,7 @@ def _scalar(value: Any) -> str:
         number = re.fullmatch(r"[-+.0-9][0-9._eE+:-]*|0[xo].*", value)
         if number is None and not value.endswith(":"):
             return value
-    return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}[str(value)]
+    text = json.dumps(value, ensure_ascii=False)
+    return text if text.isprintable() else "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text)

@@ -128,11 +128,21 @@ class _Reader:
             return node.value
         if kind == "str":
             plain = getattr(node, "style", None) is None
-            return float(node.value) if plain and _JSON_NUMBER.fullmatch(node.value) else node.value
+            return float(node.value) if plain and _JSON_NUMBER.fullmatch(node.value) else self._text(node, path, line)
         try:
             return self._scalars.construct_object(node)
         except (yaml.YAMLError, ValueError) as error:
             raise self._error(f"cannot read {node.value!r}: {error}", path, line, "quote it") from error
+
+    def _text(self, node: yaml.Node, path: str, line: int) -> str:
+        """JSON may write a character beyond U+FFFF as two escapes, which YAML leaves apart."""
+        text: str = node.value
+        if text.isascii():
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self._error("half a character (a lone surrogate)", path, line, "write it out") from error
 
     def _mapping(self, node: yaml.MappingNode, path: str, depth: int) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -141,7 +151,7 @@ class _Reader:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._error("a key must be a plain name", path, line, "write `name: value`")
-            key = key_node.value
+            key = self._text(key_node, path, line)
             if key_node.tag == "tag:yaml.org,2002:merge":
                 raise self._error("merge keys (`<<`) are not understood", path, line, "write the entries out")
             if key in seen:

@@ -50,8 +50,10 @@ class Duration(float):
         return cls(float(sign * total))
 
     def __str__(self) -> str:
-        if not self:
+        nanoseconds = round(float(self) * 1e9)
+        if not nanoseconds:
             return "0s"
-        if abs(self) < 1:
-            return f"{float(self) * 1000:.12g}ms"
-        return f"{float(self):.12g}s"
+        for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+            if nanoseconds % size == 0:
+                return f"{nanoseconds // size}{unit}"
+        return f"{nanoseconds}ns"

@@ -58,7 +58,7 @@ def test_json() -> None:
                 ".",
             ]
         },
-        {"values": [None, True, 1.5, 0]},
+        {"values": [None, True, 1.5, 0, float("inf"), float("-inf")]},
         {"*": "&a", "true": 1},
     ],
 )

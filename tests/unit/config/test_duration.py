@@ -42,7 +42,7 @@ def test_refuses_what_does_not_fit() -> None:
         Duration.parse("9999999999999h")
 
 
-@pytest.mark.parametrize("text", ["0s", "250ms", "60s", "5400s", "1.5s"])
+@pytest.mark.parametrize("text", ["0s", "250ms", "60s", "5400s", "1500ms", "-2s", "7us", "5ns"])
 def test_prints_what_it_would_read(text: str) -> None:
     assert str(Duration.parse(text)) == text
     assert Duration.parse(str(Duration.parse(text))) == Duration.parse(text)
