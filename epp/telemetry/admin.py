@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 from aiohttp import web
@@ -31,10 +31,13 @@ Authenticate = Callable[[web.Request], Awaitable[int | None]]
 
 
 class StatefulPlugin(Protocol):
-    """What the dump needs of a plugin."""
+    """What the dump needs of a plugin (`epp.api.plugin.Plugin` is one)."""
 
-    type: Any
-    name: str
+    type: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """Its name in the configuration."""
 
     def dump_state(self) -> Any:
         """A small JSON-able picture, None for nothing."""
