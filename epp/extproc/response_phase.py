@@ -18,7 +18,7 @@ from epp.extproc.codec import Incoming
 from epp.extproc.metadata import dynamic_metadata
 from epp.extproc.restore import ModelRestorer
 from epp.extproc.settings import ExchangeContext
-from epp.extproc.usage import AnswerUsage, EventUsage, UsageTap, may_hold_usage
+from epp.extproc.usage import AnswerUsage, EventUsage, UsageTap
 from epp.extproc.wire import (
     RESPONSE_BODY,
     RESPONSE_HEADERS,
@@ -46,6 +46,7 @@ class ResponsePhase:
 
     __slots__ = (
         "_body_seen",
+        "_clock",
         "_context",
         "_flight",
         "_mode",
@@ -59,6 +60,7 @@ class ResponsePhase:
 
     def __init__(self, context: ExchangeContext, flight: Flight | None, mode: int | None) -> None:
         self._context = context
+        self._clock = context.clock
         self._flight = flight
         self._mode = mode
         self._streams = mode not in _BODY_MODES_WITH_ONE_REPLY_EACH
@@ -100,7 +102,7 @@ class ResponsePhase:
     def chunk(self, message: bytes) -> list[bytes] | None:
         """The hot path, once per token: an ordinary chunk in full duplex. None: `body` has to look at it."""
         flight = self._flight
-        if flight is None or self._restorer is not None or not self._streams:
+        if flight is None or not self._streams:
             return None
         span = chunk_span(message)
         if span is None:
@@ -108,11 +110,15 @@ class ResponsePhase:
         http_body, start, stop = span
         usage = self._usage
         try:
-            flight.chunk(self._context.clock(), stop - start)
-            if usage is not None and (not usage.idle or message[stop - 1] != _NEWLINE or may_hold_usage(message)):
+            flight.chunk(self._clock(), stop - start)
+            if usage is not None and (
+                not usage.idle or message[stop - 1] != _NEWLINE or message.find(usage.marker, start, stop) >= 0
+            ):
                 usage.feed(message[start:stop], flight)
         except Exception as error:
             self._lose(error)
+        if self._restorer is not None:
+            return streamed_body(RESPONSE_BODY, self._restorer.feed(message[start:stop], last=False), False)
         return [echo_chunk(message, http_body, stop)]
 
     def body(self, message: Incoming) -> list[bytes]:
@@ -123,7 +129,7 @@ class ResponsePhase:
             if not self._body_seen:
                 self._first(flight, message)
             if body:
-                self._tell(flight.chunk, self._context.clock(), len(body))
+                self._tell(flight.chunk, self._clock(), len(body))
                 if self._usage is not None:
                     self._tell(self._usage.feed, body, flight)
         self.started = self._body_seen = True

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
-MARKERS: Final = (b'"usage"', b'"meta_info"')  # OpenAI and Anthropic; SGLang's own API. A quote in text is escaped.
+# In the APIs of OpenAI and Anthropic, and in SGLang's own, where every event has it. In text, quotes are escaped.
+_USAGE: Final = b'"usage"'
+_META_INFO: Final = b'"meta_info"'
 _NULLS: Final = (b":null", b": null")
 
 
@@ -27,7 +29,10 @@ class UsageTap(Protocol):
     """Sees the chunks of an answer as they pass."""
 
     idle: bool
-    """Whether a chunk that ends with a newline and has none of the `MARKERS` needs no `feed`."""
+    """Whether a chunk that ends with a newline and does not have `marker` in it needs no `feed`."""
+
+    marker: bytes
+    """The name of the member that holds usage."""
 
     def feed(self, chunk: bytes, reader: UsageReader) -> None:
         """The next piece of the answer."""
@@ -42,10 +47,12 @@ class EventUsage:
     All engines write an event's JSON on one `data:` line, so lines are what is put together.
     """
 
-    __slots__ = ("_limit", "_parts", "_size", "_skipping", "idle")
+    __slots__ = ("_limit", "_parts", "_seen", "_size", "_skipping", "idle", "marker")
 
     def __init__(self, limit: int) -> None:
-        self.idle = True
+        self.idle = False
+        self.marker = _USAGE
+        self._seen = False
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
@@ -66,14 +73,18 @@ class EventUsage:
             complete = chunk[:end]
         self._parts = []
         self._size = 0
-        self.idle = True
+        if not self._seen and b"data:" in complete:
+            self._seen = True
+            if _META_INFO in complete:
+                self.marker = _META_INFO
+        self.idle = self._seen
         if end < len(chunk):
             self._keep(chunk[end:])
-        _report(complete, reader)
+        _report(complete, self.marker, reader)
 
     def finish(self, reader: UsageReader) -> None:
         if self._parts:
-            _report(b"".join(self._parts), reader)
+            _report(b"".join(self._parts), self.marker, reader)
             self._parts = []
 
     def _keep(self, part: bytes) -> None:
@@ -94,10 +105,11 @@ class AnswerUsage:
     The tail is enough for the parsers: usage stands behind the choices, the embeddings, the images.
     """
 
-    __slots__ = ("_limit", "_parts", "_size", "idle")
+    __slots__ = ("_limit", "_parts", "_size", "idle", "marker")
 
     def __init__(self, limit: int) -> None:
         self.idle = False
+        self.marker = _USAGE
         self._limit = limit
         self._parts: deque[bytes] = deque()
         self._size = 0
@@ -118,23 +130,16 @@ class AnswerUsage:
             reader.body_usage(body)
 
 
-def may_hold_usage(data: bytes) -> bool:
-    """Whether one of the markers is in the bytes."""
-    return MARKERS[0] in data or MARKERS[1] in data
-
-
-def _report(lines: bytes, reader: UsageReader) -> None:
-    for marker in MARKERS:
-        at = lines.find(marker)
-        while at >= 0:
-            after = at + len(marker)
-            if lines.startswith(_NULLS, after):
-                at = lines.find(marker, after)
-                continue
+def _report(lines: bytes, marker: bytes, reader: UsageReader) -> None:
+    """Hand on each `data:` line that has the marker with something behind it but null."""
+    at = lines.find(marker)
+    while at >= 0:
+        after = at + len(marker)
+        if not lines.startswith(_NULLS, after):
             start = lines.rfind(b"\n", 0, at) + 1
-            stop = lines.find(b"\n", after)
-            if stop < 0:
-                stop = len(lines)
+            after = lines.find(b"\n", after)
+            if after < 0:
+                after = len(lines)
             if lines.startswith(b"data:", start):
-                reader.stream_usage(lines[start + 5 : stop].strip())
-            at = lines.find(marker, stop)
+                reader.stream_usage(lines[start + 5 : after].strip())
+        at = lines.find(marker, after)

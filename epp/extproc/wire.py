@@ -131,10 +131,19 @@ def chunk_span(message: bytes) -> tuple[int, int, int] | None:
 
 
 def _prefix(kind: int, size: int) -> bytes:
-    """What stands before a `StreamedBodyResponse` of `size` bytes, from the innermost field outwards."""
+    """What stands before a `StreamedBodyResponse` of `size` bytes: streamed_response in body_mutation in response."""
+    tag = _REPLY_TAGS[kind]
+    if 128 <= size < 16375:  # all four lengths take two bytes
+        a, b, c, d = size + 9, size + 6, size + 3, size
+        return bytes(
+            (
+                *(tag, a & 127 | 128, a >> 7, 0x0A, b & 127 | 128, b >> 7),
+                *(0x1A, c & 127 | 128, c >> 7, 0x1A, d & 127 | 128, d >> 7),
+            )
+        )
     prefix = b""
-    for tag in (0x1A, 0x1A, 0x0A, _REPLY_TAGS[kind]):  # streamed_response, body_mutation, response, the phase
-        prefix = bytes((tag,)) + varint(size + len(prefix)) + prefix
+    for outer in (0x1A, 0x1A, 0x0A, tag):
+        prefix = bytes((outer,)) + varint(size + len(prefix)) + prefix
     return prefix
 
 

@@ -1,0 +1,208 @@
+"""Calls of the transport, tied to exchanges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+import pytest
+
+from epp.api import ResourceExhausted, TerminationCause
+from epp.director.flight import Flight
+from epp.extproc import ext_proc_pb2 as pb
+from epp.extproc.service import METHOD, ProcessService, ProcessStream
+from epp.extproc.settings import ExchangeContext, ExchangeSettings
+from epp.transport.call import CloseReason
+from tests.extproc_gateway import (
+    Counts,
+    ObedientDirector,
+    RecordingFlight,
+    kinds,
+    request_body,
+    request_headers,
+    response_body,
+    response_headers,
+)
+
+
+class RecordingCall:
+    """A call that keeps what it is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes | tuple[int, str]] = []
+
+    def send(self, message: bytes) -> None:
+        self.told.append(message)
+
+    def finish(self, code: int = 0, message: str = "") -> None:
+        self.told.append((code, message))
+
+    @property
+    def kinds(self) -> list[Any]:
+        return [t if isinstance(t, tuple) else kinds([pb.ProcessingResponse.FromString(t)])[0] for t in self.told]
+
+
+class Gate:
+    """A director whose decisions wait until they are let through."""
+
+    def __init__(self) -> None:
+        self.director = ObedientDirector(answer=lambda *_: self._decide())
+        self.open = asyncio.Event()
+        self.error: Exception | None = None
+        self.cancelled = 0
+
+    def _decide(self) -> Awaitable[Flight]:
+        return self._wait()
+
+    async def _wait(self) -> RecordingFlight:
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return self.director.take_off()
+
+
+def begin(director: ObedientDirector, **settings: Any) -> tuple[ProcessService, RecordingCall, ProcessStream, Counts]:
+    counts = Counts()
+    service = ProcessService(
+        ExchangeContext(director, lambda: 0.0, lambda: "id", ExchangeSettings(**settings), observer=counts)
+    )
+    call = RecordingCall()
+    return service, call, service(call), counts
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_a_call_from_its_first_message_to_its_end() -> None:
+    director = ObedientDirector()
+    service, call, stream, counts = begin(director)
+    assert (service.open_streams, counts.open) == (1, 1)
+    for message in (
+        request_headers(),
+        request_body(b"{}", True),
+        response_headers(),
+        response_body(b"a"),
+        response_body(b"b", True),
+    ):
+        stream.receive(message)
+    stream.half_closed()
+    assert call.kinds == [
+        "request_headers",
+        "request_body",
+        "response_headers",
+        "response_body",
+        "response_body",
+        (0, ""),
+    ]
+    stream.closed(CloseReason.FINISHED)
+    assert (service.open_streams, counts.open, counts.total) == (0, 0, 1)
+    assert director.flight.ends == [TerminationCause.NATURAL]
+    assert METHOD == "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
+
+
+def test_the_bypass_finishes_right_behind_the_reply() -> None:
+    _, call, stream, _ = begin(ObedientDirector(), bypass_response=True)
+    stream.receive(request_headers())
+    stream.receive(request_body(b"{}", True))
+    assert call.kinds == ["request_headers", "request_body", (0, "")]
+
+
+@pytest.mark.parametrize(
+    ("reason", "cause"),
+    [
+        (CloseReason.RESET, TerminationCause.CLIENT_DISCONNECT),
+        (CloseReason.DISCONNECTED, TerminationCause.ERROR),
+        (CloseReason.ABORTED, TerminationCause.ERROR),
+    ],
+)
+def test_a_call_that_ends_early(reason: CloseReason, cause: TerminationCause) -> None:
+    director = ObedientDirector()
+    _, call, stream, _ = begin(director)
+    stream.receive(request_headers(end_of_stream=True))
+    stream.closed(reason)
+    assert director.flight.ends == [cause]
+    assert call.kinds == ["request_headers"]
+
+
+async def test_a_decision_that_waits_is_awaited() -> None:
+    gate = Gate()
+    _, call, stream, _ = begin(gate.director)
+    stream.receive(request_headers())
+    stream.receive(request_body(b"{}", True))
+    await settle()
+    assert call.told == []
+    gate.open.set()
+    await settle()
+    assert call.kinds == ["request_headers", "request_body"]
+    stream.receive(response_headers())
+    assert call.kinds[2:] == ["response_headers"]
+
+
+async def test_a_decision_that_waits_may_be_a_refusal() -> None:
+    gate = Gate()
+    gate.error = ResourceExhausted("queue full")
+    _, call, stream, _ = begin(gate.director)
+    stream.receive(request_headers(end_of_stream=True))
+    gate.open.set()
+    await settle()
+    assert call.kinds == ["immediate_response", (0, "")]
+
+
+async def test_nobody_waits_for_a_client_that_went_away() -> None:
+    gate = Gate()
+    service, call, stream, _ = begin(gate.director)
+    stream.receive(request_headers(end_of_stream=True))
+    await settle()
+    stream.half_closed()
+    assert call.kinds == [(14, "the client went away before its request was answered")]
+    stream.closed(CloseReason.FINISHED)
+    await settle()
+    assert gate.cancelled == 1
+    assert service.open_streams == 0
+    assert len(call.told) == 1
+
+
+async def test_a_decision_made_in_the_moment_of_the_reset_ends_its_flight() -> None:
+    gate = Gate()
+    _, call, stream, _ = begin(gate.director)
+    stream.receive(request_headers(end_of_stream=True))
+    await settle()
+    gate.open.set()
+    await asyncio.sleep(0)  # the decision is made, and its callback not yet run
+    assert len(gate.director.flights) == 1
+    stream.closed(CloseReason.RESET)
+    await settle()
+    assert gate.director.flight.ends == [TerminationCause.CLIENT_DISCONNECT]
+    assert call.told == []
+
+
+async def test_a_decision_cancelled_from_outside_is_a_503() -> None:
+    future: asyncio.Future[Flight] = asyncio.get_running_loop().create_future()
+    _, call, stream, _ = begin(ObedientDirector(answer=lambda *_: future))
+    stream.receive(request_headers(end_of_stream=True))
+    future.cancel()
+    await settle()
+    assert call.kinds == ["immediate_response", (0, "")]
+    reply = call.told[0]
+    assert isinstance(reply, bytes)
+    answer = pb.ProcessingResponse.FromString(reply).immediate_response
+    assert answer.status.code == 503
+    assert any(option.header.raw_value == b"rejected-shutting-down" for option in answer.headers.set_headers)
+
+
+async def test_what_the_gateway_answers_itself_cancels_the_decision() -> None:
+    gate = Gate()
+    _, call, stream, _ = begin(gate.director)
+    stream.receive(request_headers(end_of_stream=True))
+    await settle()
+    stream.receive(response_headers())
+    await settle()
+    assert gate.cancelled == 1
+    assert call.kinds == ["response_headers"]
