@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 
-from epp.config.document import Document
-from epp.config.load import load
 from epp.config.roles import Role, Roles
 from epp.config.schema import (
     EndpointPickerConfig,
@@ -26,24 +24,6 @@ from epp.config.schema import (
     SourceSpec,
 )
 
-DEFAULT_CONFIG = """\
-apiVersion: llm-d.ai/v1alpha1
-kind: EndpointPickerConfig
-plugins:
-  - type: queue-scorer
-  - type: kv-cache-utilization-scorer
-  - type: prefix-cache-scorer
-schedulingProfiles:
-  - name: default
-    plugins:
-      - pluginRef: queue-scorer
-        weight: 2
-      - pluginRef: kv-cache-utilization-scorer
-        weight: 2
-      - pluginRef: prefix-cache-scorer
-        weight: 3
-"""
-
 DEFAULT_HANDLER = "single-profile-handler"
 DEFAULT_PICKER = "max-score-picker"
 DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser")
@@ -54,13 +34,6 @@ DEFAULT_FLOW_CONTROL = ("fcfs-ordering-policy", "global-strict-fairness-policy",
 
 PROFILE_ROLES = frozenset({Role.FILTER, Role.SCORER, Role.PICKER})
 """What can be listed in a profile."""
-
-
-def default_config() -> EndpointPickerConfig:
-    """What is used when no configuration is given at all: everything in it counts as filled in."""
-    config = load(DEFAULT_CONFIG, "default configuration").config
-    config.document = Document({}, config.document.source)
-    return config
 
 
 def apply_defaults(

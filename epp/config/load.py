@@ -36,6 +36,25 @@ _SECTIONS = (
 _FORMER = ("parser", "saturationDetector")
 
 
+DEFAULT_CONFIG = """\
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+  - type: queue-scorer
+  - type: kv-cache-utilization-scorer
+  - type: prefix-cache-scorer
+schedulingProfiles:
+  - name: default
+    plugins:
+      - pluginRef: queue-scorer
+        weight: 2
+      - pluginRef: kv-cache-utilization-scorer
+        weight: 2
+      - pluginRef: prefix-cache-scorer
+        weight: 3
+"""
+
+
 class Loaded(NamedTuple):
     """A configuration as written (nothing filled in), and what its author should know."""
 
@@ -55,7 +74,12 @@ def load_file(path: Path) -> Loaded:
 
 
 def load(text: str, source_name: str = "configuration") -> Loaded:
-    """Syntax, structure and gates. References between plugins are checked by `validate`, once defaults are in."""
+    """Syntax, structure and gates. References between plugins are checked by `validate`, once defaults are in.
+
+    No text at all is the default configuration.
+    """
+    if not text.strip():
+        return Loaded(default_config(), ())
     document = read(text, source_name)
     tree = dict(document.value)
     warnings: list[str] = []
@@ -87,6 +111,13 @@ def load(text: str, source_name: str = "configuration") -> Loaded:
             document.note("no effect while its gate is off: add `flowControl` to featureGates", "flowControl")
         )
     return Loaded(config, tuple(warnings))
+
+
+def default_config() -> EndpointPickerConfig:
+    """What is used when no configuration is given at all: everything in it counts as filled in."""
+    config = load(DEFAULT_CONFIG, "default configuration").config
+    config.document = Document({}, config.document.source)
+    return config
 
 
 def _check_version(tree: dict[str, Any], document: Document, warnings: list[str]) -> None:

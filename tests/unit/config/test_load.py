@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from epp.config import Duration, EndpointPickerConfig, LocatedError, load, load_file
+from epp.config import Duration, EndpointPickerConfig, LocatedError, default_config, load, load_file
 
 HEAD = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
 
@@ -171,6 +171,13 @@ def test_flow_control_without_its_gate_warns() -> None:
     )
     assert load(HEAD + "flowControl: {saturationDetector: {pluginRef: s}}").warnings == ()
     assert load(HEAD + "featureGates: [flowControl]\nflowControl: {maxRequests: 5}").warnings == ()
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_no_text_at_all_is_the_default_configuration(text: str) -> None:
+    made = load(text).config
+    assert [plugin.type for plugin in made.plugins] == [plugin.type for plugin in default_config().plugins]
+    assert made.is_default("plugins")
 
 
 def test_files(tmp_path: Path) -> None:
