@@ -47,7 +47,12 @@ def effective(assembly: Assembly) -> tuple[dict[str, Any], list[str]]:
         ],
         "dataLayer": _plain(config.data_layer),
         "requestHandler": _plain(config.request_handler),
-        "flowControl": _plain(config.flow_control),
+        "flowControl": {
+            key: value
+            for key, value in _plain(config.flow_control).items()
+            # Without its gate the rest has no effect; printing it would only raise that warning when it is read again.
+            if config.gate("flowControl") or key == "saturationDetector" or not config.is_default(f"flowControl.{key}")
+        },
     }
     tree = _without_nothing(tree)
     return tree, _defaults(tree, config.document)
@@ -71,7 +76,7 @@ def _spelled(value: Any, plain: Any) -> Any:
         return str(value)
     if isinstance(value, Quantity):
         return int(value)
-    if isinstance(value, list | tuple) and isinstance(plain, list):
+    if isinstance(value, list | tuple) and isinstance(plain, list | tuple):
         return [_spelled(item, made) for item, made in zip(value, plain, strict=True)]
     return plain
 
@@ -80,7 +85,7 @@ def _without_nothing(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _without_nothing(entry) for key, entry in value.items()}
         return {key: entry for key, entry in kept.items() if entry is not None and entry not in ("", [], {})}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nothing(entry) for entry in value]
     return value
 

@@ -134,11 +134,12 @@ def _check_arguments(kind: type[Plugin[Any]], name: str, spec: Any) -> None:
     if not callable(function):
         raise ConfigError(f"{_name(kind)}.{name} is not a method", fix=f"write `def {name}{inspect.signature(spec)}`")
     given = len(wanted) if isinstance(member, staticmethod | classmethod) else len(wanted) + 1
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*[None] * given)
+        signature.bind(*[None] * given)
     except TypeError as error:
         raise ConfigError(
-            f"{_name(kind)}.{name}({', '.join(inspect.signature(function).parameters)}) cannot take ({', '.join(wanted)})",
+            f"{_name(kind)}.{name}({', '.join(signature.parameters)}) cannot take ({', '.join(wanted)})",
             fix=f"write `def {name}(self, {', '.join(wanted)})`" if wanted else f"write `def {name}(self)`",
         ) from error
 

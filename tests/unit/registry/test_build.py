@@ -302,16 +302,24 @@ def test_the_flow_control_gate_says_what_it_does_not_do() -> None:
 
 
 def test_the_effective_configuration_marks_what_was_filled_in() -> None:
-    made = built("plugins: [{name: q, type: score, parameters: {threshold: 7}}]\nflowControl: {defaultRequestTTL: 5s}")
+    made = built(
+        """
+plugins:
+- {name: q, type: score, parameters: {threshold: 7, reads: [A/a]}}
+- {name: a, type: produce, parameters: {makes: [A]}}
+flowControl: {defaultRequestTTL: 5s}
+"""
+    )
     tree, defaults = effective(made)
     assert tree["plugins"][0]["parameters"]["threshold"] == 7
+    assert tree["plugins"][0]["parameters"]["reads"] == ["A/a"]
     assert tree["schedulingProfiles"][0]["plugins"][0] == {"pluginRef": "q", "weight": 1.0}
     assert tree["flowControl"]["defaultRequestTTL"] == "5s"
-    assert tree["flowControl"]["maxBytes"] == 0
+    assert set(tree["flowControl"]) == {"saturationDetector", "defaultRequestTTL"}
     assert tree["dataLayer"]["crossReplicaSyncInterval"] == "200ms"
     assert "schedulingProfiles" in defaults
-    assert "plugins[1]" in defaults
-    assert "flowControl.maxBytes" in defaults
+    assert "plugins[2]" in defaults
+    assert "flowControl.saturationDetector" in defaults
     assert not {"plugins", "plugins[0]", "plugins[0].parameters.threshold", "flowControl.defaultRequestTTL"} & set(
         defaults
     )
