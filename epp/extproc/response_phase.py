@@ -233,8 +233,6 @@ class ResponsePhase:
             self._restorer = ModelRestorer(*flight.decision.restore_model)
 
     def _tell(self, listen: Callable[..., None], *arguments: Any) -> None:
-        if self._flight is None:
-            return
         try:
             listen(*arguments)
         except Exception as error:

@@ -159,6 +159,15 @@ def test_messages_that_arrive_meanwhile_are_handled_in_order() -> None:
     assert kinds(replies) == ["request_headers", "request_body", "request_body", "request_trailers"]
 
 
+def test_a_violation_among_them_ends_it() -> None:
+    talk, _ = waiting()
+    talk.say(request_headers(modes=STREAMED), request_headers(), request_body(b"a"))
+    flight = talk.director.take_off()
+    assert kinds(talk.resolve(flight)) == ["request_headers"]
+    assert talk.finished == (3, "ext_proc: a second request_headers")
+    assert flight.ends == [TerminationCause.ERROR]
+
+
 def test_what_follows_a_refusal_is_ignored() -> None:
     talk, _ = waiting()
     talk.say(request_headers(modes=STREAMED), request_body(b"a"))
@@ -328,10 +337,20 @@ def test_a_director_that_breaks_is_a_500() -> None:
 
 
 def test_a_decision_that_cannot_be_told_ends_its_flight() -> None:
-    talk = Conversation(ObedientDirector(Decision(destination="x", set_headers={"x-bad": 7})))  # type: ignore[dict-item]
+    talk = Conversation(ObedientDirector(Decision(destination="x", set_headers={"x-bad": 7})))
     (reply,) = talk.say(request_headers(), request_body(BODY, True))
     assert reply.immediate_response.status.code == 500
     assert talk.flight.ends == [TerminationCause.ERROR]
+
+
+def test_a_waiting_decision_that_cannot_be_told_ends_its_flight() -> None:
+    talk, _ = waiting()
+    talk.director.decision = Decision(destination="x", set_headers={"x-bad": 7})
+    talk.say(request_headers(), request_body(BODY, True))
+    flight = talk.director.take_off()
+    (reply,) = talk.resolve(flight)
+    assert reply.immediate_response.status.code == 500
+    assert flight.ends == [TerminationCause.ERROR]
 
 
 def test_a_director_that_cannot_even_count() -> None:

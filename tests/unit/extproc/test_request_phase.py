@@ -311,17 +311,16 @@ def test_scores_are_emitted_when_the_decision_has_them() -> None:
     assert dict(scores) == {HERE: 0.75, "[::1]:8000": 0.5}
 
 
-def test_equal_decisions_share_their_bytes_and_others_do_not() -> None:
-    talk = Conversation()
-    context = talk.exchange._context
-    first = talk.picked().replies[0]
+def test_equal_decisions_share_their_bytes_up_to_a_bound() -> None:
+    first, second, third = Conversation(), Conversation(), Conversation()
+    context = second.exchange._context = third.exchange._context = first.exchange._context
+    told = first.picked().replies[0]
     assert list(context.plain_decisions) == [HERE]
-    context.plain_decisions.update({f"10.0.{n >> 8}.{n & 255}:1": b"" for n in range(4096)})
-    again = Conversation()
-    again.exchange._context = context
-    context.plain_decisions.pop(HERE)
-    assert again.picked().replies[0] == first
-    assert list(context.plain_decisions) == [HERE]  # the bound was reached
+    assert second.picked().replies[0] == told
+    context.plain_decisions.clear()
+    context.plain_decisions.update({f"10.1.{n >> 8}.{n & 255}:1": b"" for n in range(4096)})
+    assert third.picked().replies[0] == told
+    assert list(context.plain_decisions) == [HERE]
 
 
 def test_the_subset_hint_reaches_the_director_from_any_message() -> None:

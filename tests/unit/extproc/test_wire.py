@@ -89,6 +89,7 @@ def test_a_chunk_is_echoed_by_slicing(size: int, context: dict[str, dict[str, st
         request_body(b"x"),
         response_body(b"x") + b"\x4a\x00",  # another field behind it
         response_body(b"x") + b"\x42\x05",  # metadata cut off
+        response_body(b"x") + b"\x42\x81\x01" + b"m" * 128,  # long metadata cut off
         response_body(b"x")[:-1],
         b"\x2a\x04\x18\x01\x0a\x00",  # an unknown field first
         b"\x2a\x03\x0a\x05x",  # the body's length exceeds the message

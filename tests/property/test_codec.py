@@ -1,0 +1,142 @@
+"""The hand-written body codec against the protobuf library: any split, any field order, unknown fields, any bytes."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+
+from epp.extproc import ext_proc_pb2 as pb
+from epp.extproc.codec import KIND_NAMES, InvalidMessage, decode
+from epp.extproc.wire import PIECE, REQUEST_BODY, RESPONSE_BODY, chunk_span, echo_chunk, streamed_body, varint
+
+BODIES = st.one_of(st.binary(max_size=40), st.integers(0, 140_000).map(lambda size: b"\x2a\x0a\x42" * (size // 3)))
+
+
+def field(number: int, payload: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+def unknown(draw: st.DrawFn) -> bytes:
+    number = draw(st.integers(20, 4000))
+    kind = draw(st.sampled_from(["varint", "bytes", "fixed32", "fixed64"]))
+    if kind == "varint":
+        return varint(number << 3) + varint(draw(st.integers(0, 2**40)))
+    if kind == "bytes":
+        return field(number, draw(st.binary(max_size=20)))
+    if kind == "fixed32":
+        return varint(number << 3 | 5) + draw(st.binary(min_size=4, max_size=4))
+    return varint(number << 3 | 1) + draw(st.binary(min_size=8, max_size=8))
+
+
+@st.composite
+def http_bodies(draw: st.DrawFn) -> bytes:
+    """An HttpBody as any writer might write it."""
+    parts = [b""]
+    if draw(st.booleans()):
+        parts.append(field(1, draw(BODIES)))
+    if draw(st.booleans()):
+        parts.append(b"\x10" + varint(draw(st.sampled_from([0, 1, 1, 2, 300]))))
+    if draw(st.integers(0, 3)) == 0:
+        parts.append(unknown(draw))
+    if draw(st.integers(0, 3)) == 0:
+        parts = draw(st.permutations(parts))
+    return b"".join(parts)
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> bytes:
+    """A ProcessingRequest as any writer might write it, mostly in the usual order."""
+    number = draw(st.sampled_from([2, 3, 4, 4, 4, 5, 5, 5, 6, 7]))
+    parts = [field(number, draw(http_bodies()) if number in (4, 5) else b"")]
+    if draw(st.booleans()):
+        context = pb.Metadata()
+        context.filter_metadata["envoy.lb"].update({"key": draw(st.text(max_size=200))})
+        parts.append(field(8, context.SerializeToString()))
+    if draw(st.integers(0, 4)) == 0:
+        parts.append(draw(st.sampled_from([b"\x4a\x00", b"\x50\x01", b"\x5a\x02\x08\x04", b"\x22\x00", b"\x2a\x00"])))
+    if draw(st.integers(0, 4)) == 0:
+        parts.append(unknown(draw))
+    if draw(st.integers(0, 4)) == 0:
+        parts = draw(st.permutations(parts))
+    message = b"".join(parts)
+    if draw(st.integers(0, 9)) == 0:
+        message = message[: draw(st.integers(0, len(message)))]
+    return message
+
+
+def judge(message: bytes) -> pb.ProcessingRequest | None:
+    try:
+        return pb.ProcessingRequest.FromString(message)
+    except DecodeError:
+        return None
+
+
+def without_metadata(message: bytes) -> pb.ProcessingRequest:
+    """For a message whose metadata is broken, which the fast path does not look at: the part in front of it."""
+    at = len(message)
+    while True:
+        at = message.rindex(b"\x42", 0, at)
+        judged = judge(message[:at])
+        if judged is not None and judged.WhichOneof("request"):
+            return judged
+
+
+@given(st.one_of(messages(), st.binary(max_size=60), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))
+def test_whatever_comes_is_read_as_the_library_reads_it(message: bytes) -> None:
+    judged = judge(message)
+    try:
+        incoming = decode(message)
+    except InvalidMessage:
+        assert judged is None
+        return
+    if judged is None:
+        judged = without_metadata(message)
+        assert incoming.served() == ""
+    assert KIND_NAMES.get(incoming.kind) == judged.WhichOneof("request")
+    if incoming.kind in (REQUEST_BODY, RESPONSE_BODY):
+        part = judged.request_body if incoming.kind == REQUEST_BODY else judged.response_body
+        assert (incoming.body, incoming.end_of_stream) == (part.body, part.end_of_stream)
+
+
+@given(st.one_of(messages(), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))
+def test_a_chunk_that_is_echoed_by_slicing_comes_back_as_it_was(message: bytes) -> None:
+    span = chunk_span(message)
+    if span is None:
+        return
+    http_body, start, stop = span
+    judged = judge(message) or without_metadata(message)
+    assert judged.WhichOneof("request") == "response_body"
+    assert not judged.response_body.end_of_stream
+    assert judged.response_body.body == message[start:stop]
+    reply = pb.ProcessingResponse.FromString(echo_chunk(message, http_body, stop))
+    assert reply.WhichOneof("response") == "response_body"
+    mutation = reply.response_body.response.body_mutation
+    assert mutation.streamed_response == pb.StreamedBodyResponse(body=judged.response_body.body)
+
+
+@given(body=BODIES, end=st.booleans(), kind=st.sampled_from([REQUEST_BODY, RESPONSE_BODY]))
+def test_replies_hand_on_every_byte(body: bytes, end: bool, kind: int) -> None:
+    replies = [pb.ProcessingResponse.FromString(reply) for reply in streamed_body(kind, body, end)]
+    phase = "request_body" if kind == REQUEST_BODY else "response_body"
+    pieces = [getattr(reply, phase).response.body_mutation.streamed_response for reply in replies]
+    assert b"".join(piece.body for piece in pieces) == body
+    assert all(len(piece.body) <= PIECE for piece in pieces)
+    assert [piece.end_of_stream for piece in pieces] == [False] * (len(pieces) - 1) + [end] * bool(pieces)
+    assert bool(pieces) == bool(body or end)
+
+
+@pytest.mark.parametrize("size", range(60, 140))
+@pytest.mark.parametrize("extra", [0, 16_240])
+def test_sizes_around_a_longer_length(size: int, extra: int) -> None:
+    body = b"x" * (size + extra)
+    message = pb.ProcessingRequest(response_body=pb.HttpBody(body=body)).SerializeToString()
+    span = chunk_span(message)
+    assert span is not None
+    assert [echo_chunk(message, span[0], span[2])] == streamed_body(RESPONSE_BODY, body, False)
+    mutation = pb.BodyMutation(streamed_response=pb.StreamedBodyResponse(body=body))
+    response = pb.BodyResponse(response=pb.CommonResponse(body_mutation=mutation))
+    assert streamed_body(RESPONSE_BODY, body, False) == [
+        pb.ProcessingResponse(response_body=response).SerializeToString()
+    ]
