@@ -17,14 +17,15 @@ from epp.api.errors import ConfigError
 from epp.api.plugin import SchedulingResult
 from epp.api.request import InferenceRequest
 from epp.cli.flags import ServeOptions
+from epp.cli.output import table
 from epp.cli.serve import loop_factory
 from epp.cli.serving import Picker
-from epp.demo.conversation import Turn, converse
+from epp.demo.conversation import TURN, Turn, converse
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
 from epp.demo.picker import Served, endpoints_file, with_file_discovery
 from epp.demo.ports import free_ports
-from epp.demo.screen import Choice, Screen
+from epp.demo.screen import SUMMARY, Choice, Screen, summary
 from epp.telemetry.logs import log_level, start_logging
 
 MODEL = "demo-model"
@@ -116,7 +117,8 @@ async def _demo(options: argparse.Namespace) -> int:
         if quiet:
             print(json.dumps(_report(served, turns, choices), indent=1))
         else:
-            screen.summary([server.name for server in served], turns, choices)
+            rows = summary([server.name for server in served], turns, choices)
+            table("Where the requests went", SUMMARY, rows)
         if failed:
             print(f"epp demo: {len(failed)} of {len(turns)} requests failed, the first with {failed[0].status}")
             return 1
@@ -136,7 +138,7 @@ def _choice(request: InferenceRequest, result: SchedulingResult, names: dict[str
             by_server[server][scorer] = score
     picked = target.picked[0].host_port
     totals = dict(zip(servers, target.scores.tolist(), strict=True))
-    return Choice(request.id, names.get(picked, picked), totals, by_server)
+    return Choice(request.headers.get(TURN, request.id), names.get(picked, picked), totals, by_server)
 
 
 @contextlib.asynccontextmanager

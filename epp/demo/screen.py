@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from epp.demo.conversation import Turn
 
@@ -57,16 +56,16 @@ class Screen:
         """A request of somebody else."""
         self.console.print(f"request {choice.request_id} -> [bold]{choice.server}[/bold]  [dim]{choice.why()}[/dim]")
 
-    def summary(self, servers: Sequence[str], turns: Sequence[Turn], choices: Mapping[str, Choice]) -> None:
-        """Where everything went."""
-        table = Table(title="Where the requests went", title_justify="left")
-        table.add_column("server")
-        table.add_column("requests", justify="right")
-        table.add_column("tokens from cache", justify="right")
-        table.add_column("users")
-        for server in servers:
-            mine = [turn for turn in turns if (c := choices.get(turn.request_id)) and c.server == server]
-            prompt, cached = sum(turn.prompt for turn in mine), sum(turn.cached for turn in mine)
-            share = f"{cached} of {prompt}" if mine else ""
-            table.add_row(server, str(len(mine)), share, ", ".join(sorted({turn.user for turn in mine})))
-        self.console.print(table)
+
+SUMMARY = ("server", "requests", "tokens from cache", "users")
+
+
+def summary(servers: Sequence[str], turns: Sequence[Turn], choices: Mapping[str, Choice]) -> list[tuple[str, ...]]:
+    """Where everything went: a row per server, under the headings of `SUMMARY`."""
+    rows: list[tuple[str, ...]] = []
+    for server in servers:
+        mine = [turn for turn in turns if (c := choices.get(turn.request_id)) and c.server == server]
+        prompt, cached = sum(turn.prompt for turn in mine), sum(turn.cached for turn in mine)
+        share = f"{cached} of {prompt}" if mine else ""
+        rows.append((server, str(len(mine)), share, ", ".join(sorted({turn.user for turn in mine}))))
+    return rows

@@ -146,11 +146,10 @@ async def test_a_client_cannot_set_the_pickers_headers(stage: Any) -> None:
             x_encoder_hosts_ports="10.0.0.1:1",
             x_kv_cache_source_host_port="10.0.0.1:1",
             x_data_parallel_host_port="10.0.0.1:1",
-            x_request_id="mine",
         )
         _, received = s.servers.received[-1]
         assert received.headers["x-gateway-destination-endpoint"] != "127.0.0.1:1"
-        assert received.headers["x-request-id"] == "mine"
+        assert received.headers["x-request-id"]
         forged = {"x-prefiller-host-port", "x-encoder-hosts-ports", "x-kv-cache-source-host-port"}
         assert not (forged | {"x-data-parallel-host-port"}) & set(received.headers)
         await s.clean()

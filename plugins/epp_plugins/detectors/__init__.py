@@ -1,0 +1,1 @@
+"""Saturation detectors say how full the pool is."""

@@ -1,0 +1,1 @@
+"""Filters keep the endpoints that may serve a request."""

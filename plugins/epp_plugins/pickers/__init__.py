@@ -1,0 +1,1 @@
+"""Pickers choose among the scored candidates."""

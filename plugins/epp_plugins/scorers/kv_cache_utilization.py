@@ -1,0 +1,20 @@
+"""`kv-cache-utilization-scorer`: prefers servers with free KV-cache blocks: 1 - share in use.
+
+When to use it: beside a queue scorer, so that long contexts spread before queues build up.
+
+Parameters, metrics: none. Failure: a server that was never scraped has no score.
+"""
+
+from __future__ import annotations
+
+import epp
+
+
+class KVCacheUtilizationScorer(epp.Scorer[epp.NoParams]):
+    """1 - kv usage."""
+
+    type = "kv-cache-utilization-scorer"
+
+    def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
+        scores: epp.Scores = 1.0 - endpoints.kv_usage
+        return scores
