@@ -3,7 +3,7 @@
 It always answers the same endpoint and echoes every body: no JSON, no scheduling, no metrics, no logs. What it costs is
 what the stack costs.
 
-    python -m benchmarks.baseline.grpc_aio_echo --port 9002 [--tls]
+    python -m benchmarks.baseline.grpc_aio_echo [--port 9002] [--tls]
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from epp.transport.certificates import self_signed
 
 from epp.extproc import ext_proc_pb2 as pb
+from epp.transport.certificates import self_signed
 
 PIECE = 62_000
 ENDPOINT = b"10.0.0.1:8000"
@@ -34,11 +35,13 @@ async def process(requests: AsyncIterator[Any], _context: Any) -> AsyncIterator[
                 whole = b"".join(body)
                 body = []
                 for start in range(0, max(len(whole), 1), PIECE):
-                    yield _echo("request_body", whole[start : start + PIECE], start + PIECE >= len(whole))
+                    echo = _echo(whole[start : start + PIECE], start + PIECE >= len(whole))
+                    yield pb.ProcessingResponse(request_body=echo)
         elif kind == "response_headers":
             yield pb.ProcessingResponse(response_headers=pb.HeadersResponse(response=pb.CommonResponse()))
         elif kind == "response_body":
-            yield _echo("response_body", message.response_body.body, message.response_body.end_of_stream)
+            chunk = message.response_body
+            yield pb.ProcessingResponse(response_body=_echo(chunk.body, chunk.end_of_stream))
         elif kind == "request_headers" and message.request_headers.end_of_stream:
             yield _picked()
 
@@ -54,14 +57,14 @@ def _picked() -> Any:
     return response
 
 
-def _echo(kind: str, piece: bytes, end: bool) -> Any:
+def _echo(piece: bytes, end: bool) -> Any:
     streamed = pb.StreamedBodyResponse(body=piece, end_of_stream=end)
     common = pb.CommonResponse(body_mutation=pb.BodyMutation(streamed_response=streamed))
-    return pb.ProcessingResponse(**{kind: pb.BodyResponse(response=common)})
+    return pb.BodyResponse(response=common)
 
 
 async def serve(port: int, *, tls: bool) -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is ended; prints the port first."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     handler = grpc.stream_stream_rpc_method_handler(
         process,
@@ -71,20 +74,21 @@ async def serve(port: int, *, tls: bool) -> None:
     service = "envoy.service.ext_proc.v3.ExternalProcessor"
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {"Process": handler}),))
     address = f"127.0.0.1:{port}"
+    bound: int
     if tls:
-        certificate, key = self_signed()
-        server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
+        certificate, key = self_signed(datetime.now(UTC))
+        bound = server.add_secure_port(address, grpc.ssl_server_credentials([(key, certificate)]))
     else:
-        server.add_insecure_port(address)
+        bound = server.add_insecure_port(address)
     await server.start()
-    print("ready", flush=True)
+    print(bound, flush=True)
     await server.wait_for_termination()
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--tls", action="store_true")
     options = parser.parse_args()
     asyncio.run(serve(options.port, tls=options.tls))

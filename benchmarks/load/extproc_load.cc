@@ -11,6 +11,7 @@
 //   client -> half-close; server -> trailers
 //
 // -n 0 plays `response_body_mode: NONE`: half-close right after the response_headers reply.
+// --reset and --disconnect play clients and gateways that go away: streams that end early at a random point.
 // Every reply is checked (header mutation present, echoed lengths right); a wrong one counts as an error.
 // The result is one line of JSON on stdout. --help lists the options.
 
@@ -36,6 +37,7 @@
 #include <queue>
 #include <random>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -47,7 +49,8 @@ using std::vector;
 // ---- options -------------------------------------------------------------------------------------------------------
 static string HOST = "127.0.0.1", LABEL = "-";
 static int PORT = 50051, CONNS = 1, CONCURRENCY = 1, BODY = 512, CHUNKS = 1, CHUNK = 200, PIPELINE = 0, TLS = 0;
-static double DURATION = 3, WARMUP = 0.7, RATE = 0, TOKEN_MS = 0;
+static double DURATION = 3, WARMUP = 0.7, RATE = 0, TOKEN_MS = 0, RESET = 0, DISCONNECT = 0;
+static long ONCE = 0;
 static vector<int> PIDS;
 static const int VARIANTS = 32;  // different request bodies; 4 share the first half of their text
 
@@ -126,9 +129,11 @@ static vector<string> request_messages;  // request_headers + request_body..., f
 static size_t request_body_length = 0;
 static string response_headers, token, last_token;
 
+struct Stream;
 struct Conn {
   int fd;
   nghttp2_session *session;
+  std::unordered_set<Stream *> streams;
   SSL *ssl = nullptr;
   bool want_write = false;
   string buffer;
@@ -141,6 +146,8 @@ struct Stream {
   size_t offset = 0, echoed = 0;
   bool deferred = false, half_close = false, headers_ok = false;
   int sent = 0, answered = 0;  // response chunks
+  int cut_at = -1;             // step after which it is reset: 0 in the request, 1 the pick, then one per response chunk
+  bool cut = false;
   double started, token_sent;
 };
 struct Timer {
@@ -150,7 +157,8 @@ struct Timer {
 };
 static std::priority_queue<Timer> timers;
 static vector<double> pick_seconds, token_seconds;
-static long done = 0, errors = 0;
+static vector<Stream *> cuts;  // to be reset as soon as no callback runs
+static long done = 0, errors = 0, started = 0, resets = 0, disconnects = 0, lost = 0;
 static int live = 0;
 static bool measuring = false;
 static std::mt19937_64 rng(42);
@@ -165,6 +173,11 @@ static void fail(const char *what, long a, long b) {
 }
 
 // ---- one stream ----------------------------------------------------------------------------------------------------
+static void step(Stream *s, int number) {
+  if (s->cut_at != number || s->cut) return;
+  s->cut = true;
+  cuts.push_back(s);
+}
 static ssize_t read_data(nghttp2_session *, int32_t, uint8_t *buf, size_t len, uint32_t *flags,
                          nghttp2_data_source *src, void *) {
   Stream *s = (Stream *)src->ptr;
@@ -179,6 +192,7 @@ static ssize_t read_data(nghttp2_session *, int32_t, uint8_t *buf, size_t len, u
   }
   memcpy(buf, s->out.data() + s->offset, n);
   s->offset += n;
+  step(s, 0);
   if (s->offset == s->out.size()) {
     s->out.clear();
     s->offset = 0;
@@ -199,7 +213,10 @@ static nghttp2_nv nv(const char *a, const char *b) {
   return {(uint8_t *)a, (uint8_t *)b, strlen(a), strlen(b), NGHTTP2_NV_FLAG_NONE};
 }
 static void start(Conn *c) {
+  if (ONCE && started >= ONCE) return;
+  started++;
   auto *s = new Stream;
+  if (RESET > 0 && rng() % 10000 < RESET * 10000) s->cut_at = rng() % (CHUNKS + 2);
   s->conn = c;
   s->started = now();
   s->out = request_messages[rng() % request_messages.size()];
@@ -219,6 +236,7 @@ static void start(Conn *c) {
     fprintf(stderr, "submit: %s\n", nghttp2_strerror(s->id));
     exit(1);
   }
+  c->streams.insert(s);
   live++;
 }
 static void send_token(Stream *s) {
@@ -270,6 +288,7 @@ static void on_message(Stream *s, const uint8_t *p, size_t n) {
   switch (kind) {
     case 1:  // request_headers: the pick
       s->headers_ok = body_size > 10;
+      step(s, 1);
       break;
     case 3:  // request_body echo
       s->echoed += length;
@@ -287,6 +306,7 @@ static void on_message(Stream *s, const uint8_t *p, size_t n) {
     case 4:  // response_body echo
       s->answered++;
       if (length != (size_t)CHUNK) fail("response chunk: echoed, wanted", length, CHUNK);
+      step(s, s->answered + 1);
       if (measuring && !PIPELINE) token_seconds.push_back(now() - s->token_sent);
       if (s->answered == CHUNKS) {
         if (!eos) fail("last response chunk without end_of_stream", s->answered, CHUNKS);
@@ -313,22 +333,25 @@ static int on_data(nghttp2_session *session, uint8_t, int32_t id, const uint8_t 
   if (o) s->in.erase(0, o);
   return 0;
 }
+static void forget_timers(Stream *s) {
+  std::priority_queue<Timer> keep;
+  for (; !timers.empty(); timers.pop())
+    if (timers.top().stream != s) keep.push(timers.top());
+  timers.swap(keep);
+}
 static int on_close(nghttp2_session *session, int32_t id, uint32_t code, void *) {
   auto *s = (Stream *)nghttp2_session_get_stream_user_data(session, id);
   if (!s) return 0;
-  if (code || s->answered != CHUNKS) fail("stream closed early: error code, chunks answered", code, s->answered);
+  if (s->cut) {
+    resets++;
+    cuts.erase(std::remove(cuts.begin(), cuts.end(), s), cuts.end());
+  } else if (code || s->answered != CHUNKS) fail("stream closed early: error code, chunks answered", code, s->answered);
   if (measuring) done++;
   live--;
   Conn *c = s->conn;
   nghttp2_session_set_stream_user_data(session, id, nullptr);
-  if (TOKEN_MS > 0) {  // forget its timers (only a stream that closed early can have one)
-    std::priority_queue<Timer> keep;
-    if (s->answered != CHUNKS) {
-      for (; !timers.empty(); timers.pop())
-        if (timers.top().stream != s) keep.push(timers.top());
-      timers.swap(keep);
-    }
-  }
+  if (TOKEN_MS > 0 && s->answered != CHUNKS) forget_timers(s);
+  c->streams.erase(s);
   delete s;
   if (RATE == 0) start(c);
   return 0;
@@ -495,8 +518,7 @@ static bool flush(Conn *c) {
     if (c->buffer.empty()) return true;
   }
 }
-static Conn *open_connection(nghttp2_session_callbacks *callbacks, int ep) {
-  auto *c = new Conn;
+static void open_connection(Conn *c, nghttp2_session_callbacks *callbacks, int ep) {
   c->fd = socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in a{};
   a.sin_family = AF_INET;
@@ -520,7 +542,28 @@ static Conn *open_connection(nghttp2_session_callbacks *callbacks, int ep) {
   ev.events = EPOLLIN;
   ev.data.ptr = c;
   epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &ev);
-  return c;
+}
+// As when a gateway dies: no GOAWAY, no reset, its streams just end.
+static void disconnect(Conn *c, nghttp2_session_callbacks *callbacks, int ep) {
+  linger at_once{1, 0};
+  setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+  close(c->fd);
+  if (c->ssl) SSL_free(c->ssl);
+  nghttp2_session_del(c->session);
+  for (auto *s : c->streams) {
+    if (TOKEN_MS > 0) forget_timers(s);
+    cuts.erase(std::remove(cuts.begin(), cuts.end(), s), cuts.end());
+    delete s;
+  }
+  size_t open = c->streams.size();
+  lost += open;
+  live -= open;
+  if (measuring) done += open;
+  disconnects++;
+  *c = Conn{};
+  open_connection(c, callbacks, ep);
+  if (RATE == 0)
+    for (size_t i = 0; i < open; i++) start(c);
 }
 static void usage() {
   fprintf(stderr,
@@ -532,6 +575,8 @@ static void usage() {
           "  -n N           response chunks (1); 0 = response_body_mode NONE\n"
           "  --chunk BYTES  size of a response chunk (200)\n"
           "  --tokms MS     time between response chunks (0: each as soon as the last was echoed)\n"
+          "  --once N       end after N streams             --reset SHARE  of streams that are reset on their way (0)\n"
+          "  --disconnect R connections dropped per second, without a word (0)\n"
           "  --tls          TLS without verification, ALPN h2\n"
           "  --pipe         send all response chunks at once\n"
           "  --warm S       warm-up (0.7)                --dur S       measured time (3)\n"
@@ -562,6 +607,9 @@ static void parse(int ac, char **av) {
     else if (a == "--warm") WARMUP = stod(v);
     else if (a == "--rate") RATE = stod(v);
     else if (a == "--tokms") TOKEN_MS = stod(v);
+    else if (a == "--once") ONCE = stol(v);
+    else if (a == "--reset") RESET = stod(v);
+    else if (a == "--disconnect") DISCONNECT = stod(v);
     else if (a == "--label") LABEL = v;
     else if (a == "--pid") {
       for (char *t = strtok(v.data(), ","); t; t = strtok(nullptr, ",")) PIDS.push_back(atoi(t));
@@ -578,18 +626,30 @@ int main(int ac, char **av) {
   nghttp2_session_callbacks_set_on_stream_close_callback(callbacks, on_close);
   int ep = epoll_create1(0);
   vector<Conn *> conns;
-  for (int i = 0; i < CONNS; i++) conns.push_back(open_connection(callbacks, ep));
+  for (int i = 0; i < CONNS; i++) {
+    conns.push_back(new Conn);
+    open_connection(conns.back(), callbacks, ep);
+  }
   if (RATE == 0)
     for (int i = 0; i < CONCURRENCY; i++) start(conns[i % CONNS]);
 
-  double measure_at = now() + WARMUP, end_at = measure_at + DURATION, arrival = now();
+  double measure_at = now() + WARMUP, end_at = measure_at + DURATION, arrival = now(), drop = now() + 1 / DISCONNECT;
   double server_before = 0, own_before = 0;
   size_t round_robin = 0;
   std::exponential_distribution<double> gap(RATE > 0 ? RATE : 1);
   static uint8_t buf[262144];
   for (;;) {
     double t = now();
-    if (t >= end_at) break;
+    if (t >= end_at || (ONCE && started >= ONCE && live == 0)) break;
+    while (!cuts.empty()) {
+      Stream *s = cuts.back();
+      cuts.pop_back();
+      nghttp2_submit_rst_stream(s->conn->session, NGHTTP2_FLAG_NONE, s->id, NGHTTP2_CANCEL);
+    }
+    if (DISCONNECT > 0 && t >= drop) {
+      drop = t + 1 / DISCONNECT;
+      disconnect(conns[rng() % conns.size()], callbacks, ep);
+    }
     if (!measuring && t >= measure_at) {
       measuring = true;
       measure_at = t;
@@ -616,6 +676,7 @@ int main(int ac, char **av) {
     double until = measuring ? end_at : measure_at;
     if (RATE > 0) until = min(until, arrival);
     if (!timers.empty()) until = min(until, timers.top().at);
+    if (!cuts.empty()) until = 0;
     double wait = min(0.2, max(0.0, until - now()));
     timespec ts{0, (long)(wait * 1e9)};
     epoll_event events[16];
@@ -640,14 +701,17 @@ int main(int ac, char **av) {
     }
   }
   double elapsed = now() - measure_at, server = server_cpu() - server_before, own = own_cpu() - own_before;
+  long late = std::count_if(token_seconds.begin(), token_seconds.end(), [](double x) { return x > 5e-3; });
   printf("{\"label\":\"%s\",\"k\":%d,\"conns\":%d,\"body\":%d,\"n\":%d,\"rate\":%.0f,\"tokms\":%.1f,\"pipe\":%d,"
          "\"streams\":%ld,\"sps\":%.1f,\"cpu_us\":%.1f,\"util\":%.3f,\"cli_us\":%.1f,"
-         "\"p50\":%.0f,\"p99\":%.0f,\"pmax\":%.0f,\"tp50\":%.0f,\"tp99\":%.0f,\"tp999\":%.0f,\"tpmax\":%.0f,"
+         "\"p50\":%.0f,\"p99\":%.0f,\"pmax\":%.0f,\"tp50\":%.0f,\"tp90\":%.0f,\"tp99\":%.0f,\"tp999\":%.0f,\"tpmax\":%.0f,"
+         "\"tn\":%zu,\"tover5ms\":%ld,\"started\":%ld,\"resets\":%ld,\"disconnects\":%ld,\"lost\":%ld,"
          "\"tls\":%d,\"errs\":%ld,\"live\":%d}\n",
          LABEL.c_str(), CONCURRENCY, CONNS, BODY, CHUNKS, RATE, TOKEN_MS, PIPELINE, done, done / elapsed,
          done ? server / done * 1e6 : 0, server / elapsed, done ? own / done * 1e6 : 0, percentile_us(pick_seconds, .5),
          percentile_us(pick_seconds, .99), percentile_us(pick_seconds, 1), percentile_us(token_seconds, .5),
-         percentile_us(token_seconds, .99), percentile_us(token_seconds, .999), percentile_us(token_seconds, 1), TLS,
-         errors, live);
+         percentile_us(token_seconds, .9), percentile_us(token_seconds, .99), percentile_us(token_seconds, .999),
+         percentile_us(token_seconds, 1), token_seconds.size(), late, started, resets, disconnects, lost, TLS, errors,
+         live);
   return errors ? 4 : 0;
 }

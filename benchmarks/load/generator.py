@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,10 @@ PACKAGES = ("g++", "libnghttp2-dev", "libssl-dev")
 
 class MissingToolError(RuntimeError):
     """The generator cannot be built here."""
+
+
+class LoadError(RuntimeError):
+    """The generator ended without a result: the picker closed the connection, or could not be reached."""
 
 
 def build() -> Path:
@@ -31,10 +37,13 @@ def build() -> Path:
     if compiler is None:
         raise MissingToolError(f"no g++: install {' '.join(PACKAGES)}")
     BINARY.parent.mkdir(exist_ok=True)
-    command = [compiler, "-O2", "-std=c++17", "-o", str(BINARY), str(SOURCE), *libraries]
+    # Beside, then renamed: another run may be starting the old one.
+    fresh = BINARY.with_name(f"{BINARY.name}.{os.getpid()}")
+    command = [compiler, "-O2", "-std=c++17", "-o", str(fresh), str(SOURCE), *libraries]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise MissingToolError(f"the load generator does not compile (install {' '.join(PACKAGES)}):\n{result.stderr}")
+    fresh.replace(BINARY)
     return BINARY
 
 
@@ -57,7 +66,11 @@ def _install() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One measurement. `streams` in flight (closed loop), or `rate` streams/s; bytes; `chunks` 0: no response body."""
+    """One measurement. `streams` in flight (closed loop), or `rate` streams/s; bytes; `chunks` 0: no response body.
+
+    `token_ms`: time between response chunks, 0: the next as soon as the last was echoed. `once`: end after that many
+    streams. `reset`: share of the streams that are reset on their way. `disconnect`: connections dropped per second.
+    """
 
     body: int = 4096
     chunks: int = 100
@@ -68,18 +81,44 @@ class Load:
     seconds: float = 3.0
     warm_up: float = 0.7
     tls: bool = False
+    once: int = 0
+    reset: float = 0.0
+    disconnect: float = 0.0
+
+    def arguments(self) -> list[str]:
+        """The generator's command line without port and process."""
+        words = ["--conns", self.connections, "--body", self.body, "-n", self.chunks]
+        words += ["--rate", self.rate] if self.rate else ["-k", self.streams]
+        words += ["--tokms", self.token_ms] if self.token_ms else []
+        words += ["--once", self.once] if self.once else []
+        words += ["--reset", self.reset] if self.reset else []
+        words += ["--disconnect", self.disconnect] if self.disconnect else []
+        words += ["--warm", self.warm_up, "--dur", self.seconds]
+        return [str(word) for word in words] + (["--tls"] if self.tls else [])
+
+    def __str__(self) -> str:
+        return " ".join([BINARY.name, *self.arguments()])
 
 
-def measure(load: Load, port: int, pid: int) -> dict[str, Any]:
-    """Run the generator against the picker with process id `pid`; the generator's own JSON."""
-    command: list[str] = [str(build()), "--port", str(port), "--pid", str(pid), "--conns", str(load.connections)]
-    command += ["--body", str(load.body), "-n", str(load.chunks), "--dur", str(load.seconds)]
-    command += ["--warm", str(load.warm_up), "--tokms", str(load.token_ms)]
-    command += ["--rate", str(load.rate)] if load.rate else ["-k", str(load.streams)]
-    if load.tls:
-        command.append("--tls")
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=load.seconds + 120)
-    if result.returncode not in (0, 4) or not result.stdout:
-        raise RuntimeError(f"{' '.join(command)}: exit {result.returncode}\n{result.stderr}")
-    figures: dict[str, Any] = json.loads(result.stdout)
+async def measure(load: Load, port: int, pid: int) -> dict[str, Any]:
+    """Run the generator against the picker with process id `pid`; the generator's own JSON (times in microseconds).
+
+    Errors that the generator saw (wrong replies, streams that ended early) are in `errs`. Raises `LoadError`.
+    """
+    binary = await asyncio.to_thread(build)
+    command = [str(binary), "--port", str(port), "--pid", str(pid), *load.arguments()]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    try:
+        out, error = await asyncio.wait_for(process.communicate(), load.seconds + load.warm_up + 60)
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode not in (0, 4) or not out:
+        raise LoadError(f"{' '.join(command)}: exit {process.returncode}\n{error.decode(errors='replace')}")
+    figures: dict[str, Any] = json.loads(out)
+    if figures["errs"]:
+        figures["messages"] = error.decode(errors="replace").splitlines()
     return figures

@@ -1,0 +1,87 @@
+"""Many model servers for the price of one process: every address of 127.0.0.0/8 at one port answers a vLLM page.
+
+    python -m benchmarks.endpoints [--port 0]
+
+One socket listens for all of them. It is bound to the loopback device, so nothing outside this machine reaches it.
+The page is a captured one of 80 KB; how busy a server looks depends on its address, so that scorers have something to
+tell apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import resource
+import socket
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).parents[1] / "tests" / "data" / "datalayer" / "vllm_metrics.txt"
+VARIANTS = 8
+_BUSY = re.compile(rb"^(vllm:num_requests_(?:waiting|running)\{[^}]*\}) \S+$", re.MULTILINE)
+
+
+def addresses(count: int) -> list[str]:
+    """`count` different loopback addresses. ValueError: more than there are."""
+    if not 0 < count <= 250 * 250:
+        raise ValueError(f"{count} endpoints: from 1 to {250 * 250}")
+    return [f"127.1.{index // 250}.{index % 250 + 1}" for index in range(count)]
+
+
+def pages(captured: bytes) -> list[bytes]:
+    """HTTP answers with `VARIANTS` pages that differ in how many requests run and wait."""
+    answers = []
+    for variant in range(VARIANTS):
+        page = _BUSY.sub(rb"\g<1> %d.0" % variant, captured)
+        head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: %d\r\n\r\n" % len(page)
+        answers.append(head + page)
+    return answers
+
+
+class Server(asyncio.Protocol):
+    """One connection. The answer is one write: this process shall cost as little as it can."""
+
+    def __init__(self, answers: list[bytes]) -> None:
+        self._answers = answers
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+        address = str(transport.get_extra_info("sockname")[0])
+        self._answer = self._answers[int(address.rpartition(".")[2]) % len(self._answers)]
+
+    def data_received(self, data: bytes) -> None:
+        for _ in range(data.count(b"\r\n\r\n")):
+            self._transport.write(self._answer)
+
+
+def listen(port: int) -> socket.socket:
+    """A socket for all loopback addresses, and only those."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+    listener.bind(("0.0.0.0", port))
+    return listener
+
+
+async def serve(port: int) -> None:
+    """Serve until the process is ended; prints the port first."""
+    answers = pages(PAGE.read_bytes())
+    listener = listen(port)
+    server = await asyncio.get_running_loop().create_server(lambda: Server(answers), sock=listener, backlog=4096)
+    print(listener.getsockname()[1], flush=True)
+    async with server:
+        await server.serve_forever()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    asyncio.run(serve(options.port))
+
+
+if __name__ == "__main__":
+    main()

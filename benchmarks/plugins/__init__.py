@@ -1,0 +1,1 @@
+"""Plugins that measure from inside a picker."""

@@ -1,0 +1,106 @@
+"""Through a real Envoy: every chunk past the picker (full duplex), or none of them (light).
+
+Simulated servers answer 100 tokens at 10 ms each. Listed is the CPU of the picker and of Envoy per request. Collecting
+goes on meanwhile and goes by time: at a low rate it is a good part of a request's share, so the picker that collects
+almost nothing shows what the requests cost alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from benchmarks.bench import ONLY_PICKS, Bench, Figures, row
+from benchmarks.figures import Outcome, Table, bound, columns, middle
+from benchmarks.processes import child, picker, simulated_servers
+from benchmarks.procfs import cpu_seconds
+from epp.demo.envoy import Envoy
+from epp.demo.envoy_config import Gateway
+from epp.demo.picker import PickerProcess, Served
+from epp.demo.ports import free_ports
+
+SUMMARY = "through a real Envoy, 4 KB, 100 chunks: CPU of picker and Envoy in full duplex and in light mode"
+SERVERS = 8
+MOST_US = 700.0
+
+COLUMNS = columns(
+    ("mode", "mode"),
+    ("tls", "TLS"),
+    ("collecting", "collecting"),
+    ("requests", "requests"),
+    ("picker", "picker us/request"),
+    ("envoy", "Envoy us/request"),
+    ("ttfb50", "first byte p50 ms", 1),
+    ("ttfb99", "first byte p99 ms", 1),
+)
+CASES = (
+    ("standalone", False, False),
+    ("light", False, False),
+    ("light", False, True),
+    ("standalone", True, False),
+    ("light", True, False),
+)
+
+
+async def run(bench: Bench, outcome: Outcome) -> None:
+    """All gateways are alive; they are measured in turn."""
+    rate = bench.pick(smoke=20.0, quick=40.0, full=40.0)
+    seconds, warm_up, tokens = bench.pick(smoke=(0.5, 0.2, 5), quick=(4.0, 1.0, 100), full=(8.0, 2.0, 100))
+    arguments = ["--rate", str(rate), "--seconds", str(seconds), "--warm-up", str(warm_up), "--tokens", str(tokens)]
+    command = " ".join(["benchmarks.load.http_load", *arguments])
+    table = Table(f"{rate:g} requests/s, medians of {bench.rounds} runs", COLUMNS, [])
+    outcome.tables.append(table)
+    latency = ("--inter-token-latency", "10ms", "--time-to-first-token", "5ms")
+    limits = ("--max-model-len", "200000", "--max-num-seqs", "1000")
+    async with simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as servers:
+        for flavour, tls, collecting in bench.pick(smoke=CASES[:2], quick=CASES[:3], full=CASES):
+            runs: list[Figures] = []
+            async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (process, envoy):
+                for number in range(bench.rounds):
+                    bench.say(f"{flavour}{', TLS' if tls else ''}, round {number + 1} of {bench.rounds}")
+                    runs.append(await _measure(bench, process, envoy, arguments))
+            cells = {key: middle(runs, key) for key in ("picker", "envoy", "ttfb50", "ttfb99")}
+            table.rows.append(
+                row(
+                    command,
+                    mode="full duplex" if flavour == "standalone" else flavour,
+                    tls="on" if tls else "off",
+                    collecting="on" if collecting else "off",
+                    requests=sum(run["requests"] for run in runs),
+                    **cells,
+                )
+            )
+            if flavour == "light" and not tls:
+                name = "light mode, collecting included" if collecting else "light mode"
+                outcome.verdicts.append(bound(name, cells["picker"], "us/request", MOST_US, command))
+
+
+@asynccontextmanager
+async def _gateway(
+    bench: Bench, servers: list[Served], flavour: str, *, tls: bool, collecting: bool
+) -> AsyncIterator[tuple[PickerProcess, Envoy]]:
+    folder = bench.subfolder()
+    async with picker(folder, servers, flags=() if collecting else ONLY_PICKS, tls=tls) as process:
+        listen, admin = free_ports(2)
+        async with Envoy(Gateway(flavour, listen, admin, process.grpc_port, picker_tls=tls), folder) as envoy:
+            yield process, envoy
+
+
+async def _measure(bench: Bench, process: PickerProcess, envoy: Envoy, arguments: list[str]) -> Figures:
+    """One run of the clients. RuntimeError when a request failed."""
+    client = ("-m", "benchmarks.load.http_load", "--url", envoy.url, *arguments)
+    async with child(*client, log=bench.folder / "http_load.log") as (clients, _):
+        before = cpu_seconds(process.pid), cpu_seconds(envoy.pid)
+        assert clients.stdout is not None
+        line = await asyncio.wait_for(clients.stdout.readline(), 120)
+        after = cpu_seconds(process.pid), cpu_seconds(envoy.pid)
+    if not line:
+        raise RuntimeError(f"the clients broke off:\n{(bench.folder / 'http_load.log').read_text()[-2000:]}")
+    seen: dict[str, Any] = json.loads(line)
+    if seen["errors"] or not seen["requests"]:
+        raise RuntimeError(f"{seen['errors']} of the requests through Envoy failed, first: {seen['first_error']}")
+    count = seen["requests"]
+    return seen | {"picker": (after[0] - before[0]) / count * 1e6, "envoy": (after[1] - before[1]) / count * 1e6}
