@@ -214,7 +214,7 @@ async def test_model_rewrite_reaches_the_server_and_is_hidden_from_the_client(st
 
 async def test_usage_and_latency_reach_the_metrics(stage: Any) -> None:
     async with stage("standalone") as s:
-        await s.post(PROMPT, x_do_stream="10")
+        await s.post(PROMPT, x_do_stream="10", x_do_gap="0.02")
         await s.post(PROMPT)
         await s.idle()
         assert await s.metric("llm_d_epp_request_total") == 2
