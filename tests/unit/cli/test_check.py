@@ -31,12 +31,12 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_a_good_one_is_printed_in_full(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file.write_text(HEAD + "plugins:\n- type: queue-scorer\n- type: random-picker\n")
+    file.write_text(HEAD + "plugins:\n- type: queue-scorer\n- type: max-score-picker\n")
     assert run([str(file)]) == 0
     printed = capsys.readouterr()
     again = file.with_name("again.yaml")
     again.write_text(printed.out)
-    assert "  - name: random-picker  # (default)\n    type: random-picker\n" in printed.out
+    assert "  - name: max-score-picker  # (default)\n    type: max-score-picker\n" in printed.out
     assert "  - pluginRef: queue-scorer" in printed.out
     assert f"{file}: valid, 0 warnings" in printed.err
     assert run([str(again), "--output", "json"]) == 0
@@ -44,7 +44,7 @@ def test_a_good_one_is_printed_in_full(file: Path, capsys: pytest.CaptureFixture
 
 
 def test_json(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file.write_text(HEAD + "plugins: [{type: random-picker}]\n")
+    file.write_text(HEAD + "plugins: [{type: max-score-picker}]\n")
     assert run([str(file), "--output", "json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["valid"] is True
