@@ -6,12 +6,18 @@ from dataclasses import dataclass
 
 from epp.demo.picker import PickerProcess
 
+FLAGS = ("--enable-grpc-stream-metrics",)
+"""What a picker needs to be started with to count its streams."""
+
 PREFIX = "llm_d_epp_"
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """Sums over all series: ext_proc streams, requests by model, requests and tokens by endpoint."""
+    """Sums of the magnitudes of all series: ext_proc streams, requests by model, requests and tokens by endpoint.
+
+    Of magnitudes, so that one counter that is too high and one that is too low do not make nothing.
+    """
 
     streams: float
     running: float
@@ -25,22 +31,23 @@ class InFlight:
 
 
 def read(page: str) -> InFlight:
-    """From a metrics page. LookupError when it has no count of streams: another picker, or a renamed metric."""
-    streams = total(page, PREFIX + "extproc_streams_inflight")
-    if streams is None:
-        raise LookupError(f"the metrics page has no {PREFIX}extproc_streams_inflight")
+    """From a metrics page of a picker that has had requests. LookupError when it lacks one of the counters."""
     return InFlight(
-        streams,
-        total(page, PREFIX + "request_running") or 0.0,
-        total(page, PREFIX + "inflight_requests") or 0.0,
-        total(page, PREFIX + "inflight_tokens") or 0.0,
+        *(
+            total(page, PREFIX + name)
+            for name in ("extproc_streams_inflight", "request_running", "inflight_requests", "inflight_tokens")
+        )
     )
 
 
-def total(page: str, name: str) -> float | None:
-    """Sum over the series of a metric; None when there is none."""
-    found = [float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith((name + "{", name + " "))]
-    return sum(found) if found else None
+def total(page: str, name: str) -> float:
+    """Sum of the magnitudes of a metric's series."""
+    found = [
+        abs(float(line.rpartition(" ")[2])) for line in page.splitlines() if line.startswith((name + "{", name + " "))
+    ]
+    if not found:
+        raise LookupError(f"the metrics page has no {name}: start the picker with {' '.join(FLAGS)}, and send requests")
+    return sum(found)
 
 
 async def in_flight(process: PickerProcess) -> InFlight:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.configuration import everything_on, text
 from benchmarks.endpoints import addresses
 from epp.demo.picker import PickerProcess, Served
 
@@ -91,7 +92,8 @@ async def simulated_servers(folder: Path, count: int, *flags: str) -> AsyncItera
 async def picker(
     folder: Path, endpoints: Sequence[Served], *, config: str = "", flags: Sequence[str] = (), tls: bool = False
 ) -> AsyncIterator[PickerProcess]:
-    """`epp serve` over these endpoints; the default configuration when `config` is empty."""
+    """`epp serve` over these endpoints; `config` empty: the default one with in-flight accounting."""
+    config = config or text(everything_on())
     # Nobody has to be told that it goes: no drain.
     async with PickerProcess(
         folder, endpoints, config=config, flags=(*flags, "--drain-timeout=0s"), tls=tls

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import math
-from pathlib import Path
-from typing import Any
 
 import aiohttp
-import yaml
 
-from benchmarks import plugins
 from benchmarks.bench import ONLY_PICKS, Bench, row
+from benchmarks.configuration import PICK_AGES, text, with_pick_ages
 from benchmarks.figures import Outcome, Table, bound, columns, middle
 from benchmarks.load.generator import Load
 from benchmarks.processes import target
-from epp.config.load import DEFAULT_CONFIG
 from epp.demo.picker import PickerProcess
 
 SUMMARY = "traffic to 100 endpoints: age of the scraped values at the pick, and cores spent collecting"
-PLUGIN = "pick-ages"
 MOST_AGE_MS = 300.0
 MOST_CORES = 0.25
 
@@ -38,14 +33,6 @@ COLUMNS = columns(
 )
 
 
-def with_recorder() -> str:
-    """The default configuration and the plugin that notes ages."""
-    config: dict[str, Any] = yaml.safe_load(DEFAULT_CONFIG)
-    path = Path(plugins.__file__).with_name("pick_ages.py")
-    config["plugins"].append({"name": PLUGIN, "type": f"{path}:PickAges"})
-    return yaml.safe_dump(config, sort_keys=False)
-
-
 async def run(bench: Bench, outcome: Outcome) -> None:
     """Several rates: few picks leave most endpoints cold, many make all of them hot."""
     table = Table(f"medians of {bench.rounds} interleaved runs", COLUMNS, [])
@@ -54,7 +41,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     ages: list[float] = []
     cores: list[float] = []
     command = ""
-    config = with_recorder()
+    config = text(with_pick_ages())
     async with (
         bench.picker(endpoints, config=config) as fresh,
         bench.picker(endpoints, config=config, flags=ONLY_PICKS) as stale,
@@ -85,7 +72,7 @@ async def _ages(process: PickerProcess) -> dict[str, float]:
     url = f"http://127.0.0.1:{process.metrics_port}/debug/plugins/state"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
         answer.raise_for_status()
-        state: dict[str, float] = (await answer.json())["plugins"][PLUGIN]["state"]
+        state: dict[str, float] = (await answer.json())["plugins"][PICK_AGES]["state"]
     if not state["picks"]:
         raise RuntimeError("the picker picked nothing while ages were noted")
     return state

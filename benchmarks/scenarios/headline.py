@@ -1,8 +1,8 @@
 """The picker beside an echo picker on grpc.aio: 4 KB prompts, 100 response chunks, 10 endpoints, with and without TLS.
 
-The picker runs its default configuration: parsing, prefix index, in-flight accounting, metrics, logs at info. The echo
-picker does nothing but answer. Both are alive all the time and get the same load in turn; the ratio is the median of
-the ratios of neighbouring runs.
+The picker has everything on: parsing, prefix index, default scorers, in-flight accounting, metrics, logs at info. The
+echo picker does nothing but answer. Both are alive all the time and get the same load in turn; the ratio is the median
+of the ratios of neighbouring runs.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import asyncio
 
 from benchmarks.bench import Bench, row
 from benchmarks.figures import Outcome, Table, bound, columns
-from benchmarks.inflight import in_flight
+from benchmarks.inflight import FLAGS, in_flight
 from benchmarks.load.generator import Load, measure
 from benchmarks.processes import target
 from benchmarks.procfs import resident_bytes
@@ -40,7 +40,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
             body=BODY, chunks=1, streams=streams, connections=connections, token_ms=hold * 1e3, once=streams,
             seconds=hold + 60, warm_up=0,
         )  # fmt: skip
-        async with bench.picker(10) as process:
+        async with bench.picker(10, flags=FLAGS) as process:
             # What a process needs once, however many streams come: imports, buffers, the first blocks of the index.
             await bench.run(target("epp", process), bench.sized(Load(body=BODY, chunks=1, connections=connections)))
             before = resident_bytes(process.pid)

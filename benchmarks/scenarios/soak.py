@@ -12,7 +12,7 @@ from statistics import median
 
 from benchmarks.bench import Bench, row
 from benchmarks.figures import Outcome, Table, bound, columns
-from benchmarks.inflight import InFlight, in_flight
+from benchmarks.inflight import FLAGS, InFlight, in_flight
 from benchmarks.load.generator import Load
 from benchmarks.processes import target
 from benchmarks.procfs import resident_bytes
@@ -48,7 +48,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     sizes: list[float] = []
     requests = resets = lost = 0
     command = f"extproc-load --reset {RESETS} --disconnect {DISCONNECTS}, mixed"
-    async with bench.picker(10) as process:
+    async with bench.picker(10, flags=FLAGS) as process:
         picker = target("epp", process)
         for number in range(rounds):
             for share, load in MIX:
@@ -77,7 +77,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
         ("requests by endpoint", left.requests),
         ("tokens by endpoint", left.tokens),
     ):
-        outcome.verdicts.append(bound(f"{name} in flight at the end", abs(value), "", 0, command))
+        outcome.verdicts.append(bound(f"{name} in flight at the end", value, "", 0, command))
 
 
 async def _drained(process: PickerProcess, seconds: float = 5.0) -> InFlight:
