@@ -10,16 +10,23 @@ from epp.api.plugin import Scores
 
 def fewer_is_better(values: FloatArray) -> Scores:
     """Min-max over the candidates: the lowest value gets 1, the highest 0, all 1 when all are equal. NaN stays NaN."""
-    known = values[~np.isnan(values)] if np.isnan(values).any() else values
-    if known.size == 0:
-        return np.full(values.shape, np.nan)
-    low, high = known.min(), known.max()
-    if high == low:
-        return np.where(np.isnan(values), np.nan, 1.0)
-    scores: Scores = (high - values) / (high - low)
+    if values.size == 0:
+        return np.zeros(0)
+    # Positions, because numpy finds them five times faster than the values themselves; the first NaN wins both.
+    high = values.item(values.argmax())
+    span = high - values.item(values.argmin())
+    if span > 0.0:
+        scores: Scores = high - values
+        scores /= span
+        return scores
+    missing = np.isnan(values)
+    if span == 0.0 or missing.all():
+        return np.where(missing, np.nan, 1.0)
+    scores = np.full(values.shape, np.nan)
+    scores[~missing] = fewer_is_better(values[~missing])
     return scores
 
 
 def more_is_better(values: FloatArray) -> Scores:
-    """Min-max over the candidates: the highest value gets 1."""
+    """Min-max over the candidates: the highest value gets 1, the lowest 0, all 1 when all are equal. NaN stays NaN."""
     return fewer_is_better(-values)

@@ -36,8 +36,9 @@ class MaxScorePicker(epp.Picker[MaxScorePickerParams]):
     ) -> Sequence[int] | epp.IntArray:
         wanted = self.params.max_num_of_endpoints
         if wanted == 1:
-            best = np.flatnonzero(scores == scores.max())
-            return best if best.size == 1 else [int(best[self.context.rng.randrange(best.size)])]
+            first = scores.argmax()
+            ties = (scores == scores[first]).nonzero()[0]
+            return (int(first if ties.size == 1 else ties[self.context.rng.randrange(ties.size)]),)
         order = np.array(self.context.rng.sample(range(scores.size), scores.size))
         chosen: epp.IntArray = order[np.argsort(-scores[order], kind="stable")][:wanted]
         return chosen
