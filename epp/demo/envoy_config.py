@@ -290,6 +290,7 @@ def _picker_cluster(gateway: Gateway) -> dict[str, Any]:
         check: dict[str, Any] = {
             "timeout": "2s",
             "interval": "1s",
+            "no_traffic_interval": "1s",  # 60 s by default, and that also delays the first check under traffic
             "unhealthy_threshold": 2,
             "healthy_threshold": 1,
             "reuse_connection": True,
