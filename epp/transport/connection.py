@@ -7,53 +7,38 @@ until `take`: one read of the socket leads to one write, however many streams it
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Final
 
-from epp.transport import frames
+from epp.transport import frames, nuisance
 from epp.transport.call import CloseReason, Handler
-from epp.transport.frames import (
-    ACK,
-    CONTINUATION,
-    DATA,
-    END_HEADERS,
-    END_STREAM,
-    GOAWAY,
-    HAS_PRIORITY,
-    HEADERS,
-    MAX_WINDOW,
-    PADDED,
-    PING,
-    PREFACE,
-    PRIORITY,
-    PUSH_PROMISE,
-    RST_STREAM,
-    SETTINGS,
-    WINDOW_UPDATE,
-    ConnectionFault,
-    ErrorCode,
-    StreamFault,
-    frame_header,
-)
-from epp.transport.headers import HeaderDecoder, Metadata, plain_response
+from epp.transport.frames import HEADER, MAX_WINDOW, MESSAGE_HEADER, ConnectionFault, ErrorCode, StreamFault
+from epp.transport.headers import HeaderDecoder, MalformedError
 from epp.transport.limits import Limits, TransportStats
-from epp.transport.stream import (
-    GRPC_INTERNAL,
-    GRPC_RESOURCE_EXHAUSTED,
-    GRPC_UNIMPLEMENTED,
-    MessageTooLargeError,
-    ServerStream,
+from epp.transport.messages import PREFIX, MessageError, MessageReader
+from epp.transport.outbox import Outbox
+from epp.transport.status import (
+    DEADLINE_EXCEEDED,
+    INTERNAL,
+    RESOURCE_EXHAUSTED,
+    UNAVAILABLE,
+    UNIMPLEMENTED,
+    trailers_only,
 )
+from epp.transport.stream import Cancellable, ServerStream
 
 log = logging.getLogger(__name__)
 
-_NUISANCE_SECONDS = 10.0
+_DRAIN_PING: Final = b"draining"
+_REMEMBERED_RESETS: Final = 4096
+_NOBODY: Final[dict[int, ServerStream]] = {}
 
 
 class Connection:
     """`wake` is called when there is something to take although nothing was received (late replies).
 
-    `now` gives seconds; it only paces the count of useless frames. After `failed` is set, `take` once more and close.
+    `clock` gives seconds (monotonic) and paces the nuisance allowance; `call_later` arms deadlines. When `over` is
+    true, `take` once more and close. A handler that fails ends its own call with INTERNAL and is logged.
     """
 
     def __init__(
@@ -62,41 +47,38 @@ class Connection:
         *,
         limits: Limits,
         stats: TransportStats,
-        now: Callable[[], float],
+        clock: Callable[[], float],
+        call_later: Callable[[float, Callable[[], None]], Cancellable],
         wake: Callable[[], None],
         peer: str = "",
     ) -> None:
         self.peer = peer
         self.streams: dict[int, ServerStream] = {}
-        self.failed = False
-        self.refusing = False  # no stream above the last one is served any more
+        self.outbox = Outbox(limits=limits, stats=stats, wake=wake)
         self.greeted = False
-        self.unsent = 0
-        self.writable = True
+        self.dead = False
         self._handlers = handlers
         self._limits = limits
         self._stats = stats
-        self._now = now
-        self._wake = wake
-        self._receiving = False
-        self._settled = False
+        self._call_later = call_later
+        self._allowance = nuisance.Allowance(limits.nuisance, limits.nuisance_per_second, clock)
+        self._decoder = HeaderDecoder(header_list=limits.header_list, headers=limits.headers)
+        self._settled = False  # the peer's first SETTINGS have come
         self._rest = b""
         self._last_id = 0
-        self._accept_up_to = MAX_WINDOW
-        self._headers = HeaderDecoder(header_list=limits.header_list, headers=limits.headers)
+        self._draining = False
+        self._last_served: int | None = None  # set by the final GOAWAY
+        self._resets: dict[int, None] = {}  # streams that we reset; frames for them may still be under way
         self._block: bytearray | None = None  # a header block that CONTINUATION frames still extend
         self._block_stream = 0
         self._block_flags = 0
-        self._window = frames.DEFAULT_WINDOW  # what the peer lets us send
-        self._peer_stream_window = frames.DEFAULT_WINDOW
-        self._peer_frame_size = frames.DEFAULT_FRAME_SIZE
-        self._credit = limits.connection_window  # what the peer may still send
-        self._consumed = 0
-        self._incomplete = 0
-        self._ready: deque[ServerStream] = deque()
-        self._nuisance = 0
-        self._nuisance_since = now()
-        self._out: list[bytes] = [
+        self._table_update = b""
+        self._credit = limits.connection_window
+        self._low_credit = limits.connection_window // 2
+        self._low_stream_credit = limits.stream_window // 2
+        self._any_frame_fits = limits.message >= limits.frame_size
+        self._held = 0  # bytes of incomplete messages
+        self.outbox.frames += (
             frames.settings(
                 {
                     frames.SETTINGS_MAX_CONCURRENT_STREAMS: limits.concurrent_streams,
@@ -105,506 +87,536 @@ class Connection:
                     frames.SETTINGS_MAX_HEADER_LIST_SIZE: limits.header_list,
                 }
             ),
-            frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW),
-        ]
+        )
+        if limits.connection_window > frames.DEFAULT_WINDOW:
+            self.outbox.frames.append(frames.window_update(0, limits.connection_window - frames.DEFAULT_WINDOW))
+        self._on: Final = (
+            self._on_data,
+            self._on_headers,
+            self._on_priority,
+            self._on_reset,
+            self._on_settings,
+            self._on_push_promise,
+            self._on_ping,
+            self._on_goaway,
+            self._on_window_update,
+            self._on_continuation,
+        )
 
     # Bytes in, bytes out.
 
     def receive(self, data: bytes) -> None:
         """Everything the peer sent since the last call, cut anywhere."""
-        if self.failed:
+        if self.dead:
             return
-        self._receiving = True
+        self.outbox.quiet = False
         try:
             if self._rest:
                 data = self._rest + data
-            position = 0
+                self._rest = b""
+            start = 0
             if not self.greeted:
-                position = self._preface(data)
-            self._rest = data[self._frames(data, position) :] if self.greeted else data
+                if len(data) < len(frames.PREFACE) and frames.PREFACE.startswith(data):
+                    self._rest = data
+                    return
+                if not data.startswith(frames.PREFACE):
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no HTTP/2 preface")
+                self.greeted = True
+                start = len(frames.PREFACE)
+            self._frames(data, start)
+            if self._credit < self._low_credit:
+                self._replenish_connection()
         except ConnectionFault as fault:
             self._fail(fault)
-        finally:
-            self._receiving = False
 
     def take(self) -> bytes:
         """Bytes for the peer."""
-        if self._ready and self.writable:
-            self._pump()
-        out = self._out
-        if not out:
-            return b""
-        self._out = []
-        return b"".join(out)
+        outbox = self.outbox
+        if self._credit < self._low_credit and not self.dead:
+            self._replenish_connection()
+        return outbox.take()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will be received or sent any more."""
+        return self.dead or (self._last_served is not None and not self.streams)
+
+    def drain(self) -> None:
+        """Ask the peer to open no more streams. What it opened before it heard that is served; then `over` is true.
+
+        First a GOAWAY that excludes nothing, and a PING: all that was sent before the peer heard of it comes before
+        the answer. Then, or when `seal` is called because no answer came, the GOAWAY that names the last stream.
+        """
+        if not self._draining and not self.dead:
+            self._draining = True
+            self.outbox.frames += (frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR), frames.ping(_DRAIN_PING))
+            self.outbox.wake()
+
+    def seal(self) -> None:
+        """The second step of `drain`: later streams are refused."""
+        if self._last_served is None and not self.dead:
+            self._draining = True
+            self._last_served = self._last_id
+            self.outbox.frames.append(frames.goaway(self._last_id, ErrorCode.NO_ERROR))
+            self.outbox.wake()
+
+    def terminate(self) -> None:
+        """The server ends: open calls get UNAVAILABLE."""
+        self.seal()
+        for stream in list(self.streams.values()):
+            stream.abort(UNAVAILABLE, "the server is shutting down")
 
     def lost(self, reason: CloseReason = CloseReason.DISCONNECTED) -> None:
         """The connection is gone: every open stream hears of it."""
-        self.failed = True
-        self._ready.clear()
+        self.dead = True
+        self._rest = b""
+        self._block = None
+        self.outbox.ready.clear()
+        ended, self.outbox.ended = self.outbox.ended, []
+        for stream, how in ended:
+            stream.farewell(how)
         for stream in list(self.streams.values()):
-            self._forget(stream, reason)
-
-    def go_away(self, *, final: bool) -> None:
-        """Tell the peer to open no more streams: first a warning, then with the last stream that is served."""
-        if final:
-            self.refusing = True
-            self._accept_up_to = self._last_id
-        self._out.append(frames.goaway(self._accept_up_to, ErrorCode.NO_ERROR))
-        self._touch()
-
-    def resume(self) -> None:
-        """The socket takes bytes again."""
-        self.writable = True
-        self._touch()
+            self.forget(stream, reset=False)
+            stream.drop(reason)
 
     # What streams call.
 
-    def send_data(self, stream: ServerStream, framed: bytes) -> None:
-        """One framed gRPC message: out at once when windows admit it, else into the queue."""
-        out = self._out
-        opening = stream.opening()
-        if opening:
-            out.append(opening)
-        size = len(framed)
-        if (
-            stream.waiting
-            or not self.writable
-            or size > stream.window
-            or size > self._window
-            or size > self._peer_frame_size
-        ):
-            stream.enqueue(framed)
-            self.unsent += size
-            if self.unsent > self._limits.unsent_ceiling:
-                self._stats.hit("unsent_ceiling")
-                self._fail(ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the peer takes no replies"))
-                return
-            self._make_ready(stream)
-        else:
-            stream.window -= size
-            self._window -= size
-            out.append(frame_header(size, DATA, 0, stream.id))
-            out.append(framed)
-        if not self._receiving:
-            self._wake()
+    def write_headers(self, stream_id: int, flags: int, block: bytes) -> None:
+        """A HEADERS frame."""
+        if self._table_update:
+            block = self._table_update + block
+            self._table_update = b""
+        self.outbox.frames.append(frames.frame_header(len(block), frames.HEADERS, flags, stream_id) + block)
 
-    def end(self, stream: ServerStream, reason: CloseReason = CloseReason.FINISHED) -> None:
-        """Write the trailers; the stream is over on our side, and with that over."""
-        self._out.append(stream.ending())
-        if not stream.remote_closed:
-            # The peer need not send the rest of its request.
-            self._out.append(frames.rst_stream(stream.id, ErrorCode.NO_ERROR))
-        self._forget(stream, reason)
-        self._touch()
+    def forget(self, stream: ServerStream, *, reset: bool) -> None:
+        """A stream has ended; `reset`: by us, so that the peer may still be sending on it."""
+        if self.streams.pop(stream.id, None) is not None:
+            self._stats.streams -= 1
+        if reset:
+            self._remember_reset(stream.id)
 
-    def reset(self, stream: ServerStream, code: ErrorCode, reason: CloseReason) -> None:
-        """End a stream without trailers."""
-        self._out.append(frames.rst_stream(stream.id, code))
-        self._forget(stream, reason)
-        self._touch()
+    def holds(self, size: int) -> None:
+        """Account for `size` bytes more (or less) of incomplete messages."""
+        self._held += size
+        self._stats.buffered += size
 
-    def dropped(self, size: int) -> None:
-        """A stream gave up `size` queued bytes."""
-        self.unsent -= size
+    def replenish(self, stream: ServerStream) -> None:
+        """Let the peer send more on a stream, unless it leaves its replies lying."""
+        if stream.credit >= self._low_stream_credit or stream.remote_closed or stream.closed:
+            return
+        if stream.unsent > self._limits.unsent_stream:
+            stream.starved = True
+            return
+        increment = self._limits.stream_window - stream.credit
+        stream.credit += increment
+        stream.served = True
+        self.outbox.frames.append(frames.window_update(stream.id, increment))
+        self.outbox.wake()
 
     # Frames.
 
-    def _preface(self, data: bytes) -> int:
-        if len(data) < len(PREFACE):
-            if not PREFACE.startswith(data):
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
-            return 0
-        if not data.startswith(PREFACE):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "this port speaks HTTP/2 (gRPC) only")
-        self.greeted = True
-        return len(PREFACE)
-
-    def _frames(self, data: bytes, position: int) -> int:
-        """Handle all complete frames; returns where the incomplete rest begins."""
-        size = len(data)
-        limit = self._limits.frame_size
-        while size - position >= 9:
-            word = int.from_bytes(data[position : position + 4], "big")
-            length, kind = word >> 8, word & 0xFF
-            if length > limit:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"frame of {length} bytes, the limit is {limit}")
-            end = position + 9 + length
-            if end > size:
+    def _frames(self, data: bytes, start: int) -> None:
+        """Handle all complete frames and keep the rest."""
+        end = len(data)
+        largest = self._limits.frame_size
+        low = self._low_stream_credit
+        read_header = HEADER.unpack_from
+        read_message_header = MESSAGE_HEADER.unpack_from
+        plain = self._streams_for_data()
+        received = messages = 0
+        while end - start >= 9:
+            if end - start >= 14:
+                word, flags, stream_id, compressed, size = read_message_header(data, start)
+            else:
+                word, flags, stream_id = read_header(data, start)
+                compressed, size = 1, 0
+            length = word >> 8
+            if length > largest:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"a frame of {length} bytes, the limit is {largest}")
+            stop = start + 9 + length
+            if stop > end:
                 break
-            flags = data[position + 4]
-            stream_id = int.from_bytes(data[position + 5 : position + 9], "big") & 0x7FFFFFFF
-            try:
-                if kind == DATA and self._block is None and self._settled:
-                    self._on_data(data, position + 9, end, flags, stream_id)
-                else:
-                    self._on_other(kind, flags, stream_id, data[position + 9 : end])
-            except StreamFault as fault:
-                self._stream_fault(fault)
-            position = end
-            if self.failed:
-                return size
-        return position
-
-    def _on_data(self, data: bytes, start: int, end: int, flags: int, stream_id: int) -> None:
-        length = end - start
-        self._credit -= length
+            if not word & 0xFF and not flags and not compressed and size + PREFIX == length:
+                stream = plain.get(stream_id)
+                if stream is not None and stream.whole:
+                    # The usual frame: DATA with one whole message and nothing to keep.
+                    received += length
+                    messages += 1
+                    credit = stream.credit - length
+                    stream.credit = credit
+                    if credit < low:
+                        self._low(stream)
+                    try:
+                        stream.deliver(data[start + 14 : stop])
+                    except Exception:
+                        self._handler_failed(stream)
+                    start = stop
+                    continue
+            self._frame(word & 0xFF, flags, stream_id & MAX_WINDOW, data, start + 9, stop)
+            start = stop
+            plain = self._streams_for_data()
+        if received:
+            self._credit -= received
+            self._allowance.earn(messages)
         if self._credit < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
-        self._consumed += length
-        self._give_connection_credit()
-        if flags & PADDED:
-            payload = frames.unpad(data[start:end])
-            data, start, end = payload, 0, len(payload)
+        self._rest = data[start:] if start < end else b""
+
+    def _streams_for_data(self) -> dict[int, ServerStream]:
+        """Streams that may get DATA unchecked: none before SETTINGS and inside a header block."""
+        return self.streams if self._settled and self._block is None and self._any_frame_fits else _NOBODY
+
+    def _frame(self, kind: int, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        if not self._settled and (kind != frames.SETTINGS or flags & frames.ACK):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
+        if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block_stream):
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block is interrupted by another frame")
+        if kind >= len(self._on):
+            self._charge(nuisance.UNKNOWN, "unknown frames")
+            return
+        try:
+            self._on[kind](flags, stream_id, data, start, stop)
+        except StreamFault as fault:
+            self._reset(stream_id, fault)
+
+    def _on_data(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        length = stop - start
+        self._credit -= length
+        if stream_id == 0:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "DATA on the connection")
+        if flags & frames.PADDED:
+            start, stop = frames.unpad(data, start, stop)
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._unknown_stream(stream_id, "DATA")
+            self._stray(stream_id, "DATA")
             return
         if stream.remote_closed:
-            raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "DATA after END_STREAM")
         stream.credit -= length
         if stream.credit < 0:
-            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
-        stream.consumed += length
-        if end > start:
-            self._messages(stream, data, start, end)
-        elif not flags & END_STREAM:
-            self._useless("empty DATA")
-        if stream.closed:
-            return
-        if flags & END_STREAM:
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window")
+        if stream.expected is not None:
+            stream.expected -= stop - start
+        if start < stop:
+            self._read(stream, data, start, stop)
+        elif not flags & frames.END_STREAM:
+            self._charge(nuisance.EMPTY_DATA, "empty DATA")
+        if flags & frames.END_STREAM:
             self._half_close(stream)
-        elif stream.consumed * 2 > self._limits.stream_window:
-            self._give_stream_credit(stream)
+        elif stream.credit < self._low_stream_credit:
+            self.replenish(stream)
 
-    def _messages(self, stream: ServerStream, data: bytes, start: int, end: int) -> None:
-        before = stream.incomplete
+    def _read(self, stream: ServerStream, data: bytes, start: int, stop: int) -> None:
+        """Messages, or pieces of them."""
+        if stream.done:
+            return
+        reader = stream.reader
+        if reader is None:
+            reader = stream.reader = MessageReader(self._limits.message, gzip=stream.gzip)
+        held = reader.held
         try:
-            stream.data(data, start, end, self._limits.message)
-        except StreamFault:
-            raise
-        except MessageTooLargeError as error:
-            self._stats.hit("message")
-            text = f"received message of {error.size} bytes, the limit is {self._limits.message}"
-            stream.abort(GRPC_RESOURCE_EXHAUSTED, text)
-        except Exception:
-            self._handler_failed(stream)
-        finally:
-            self._incomplete += (0 if stream.closed else stream.incomplete) - before
-        if self._incomplete > self._limits.unread:
-            self._stats.hit("unread")
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many bytes in incomplete messages")
+            messages = reader.feed(data, start, stop)
+        except MessageError as error:
+            if error.code == RESOURCE_EXHAUSTED:
+                self._stats.hit("message")
+            self.holds(reader.held - held)
+            stream.abort(error.code, error.reason)
+            return
+        self.holds(reader.held - held)
+        if reader.held:
+            stream.whole = False
+            if self._held > self._limits.unread or self._stats.buffered > self._limits.buffered_server:
+                self._stats.hit("unread" if self._held > self._limits.unread else "buffered_server")
+                stream.abort(RESOURCE_EXHAUSTED, "too many bytes in incomplete messages")
+                return
+        else:
+            stream.reader = None
+            stream.whole = stream.expected is None
+        if messages:
+            stream.served = True
+            self._allowance.earn(len(messages))
+        for message in messages:
+            if stream.done:
+                return
+            try:
+                stream.deliver(message)
+            except Exception:
+                self._handler_failed(stream)
 
     def _half_close(self, stream: ServerStream) -> None:
+        if stream.expected:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "DATA does not add up to content-length")
         stream.remote_closed = True
-        if stream.incomplete:
-            stream.abort(GRPC_INTERNAL, "the stream ended within a message")
+        stream.whole = False
+        if stream.done:
             return
-        if stream.handler is not None:
+        if stream.reader is not None:
+            stream.abort(INTERNAL, "the request ended within a message")
+        elif stream.handler is not None:
             try:
                 stream.handler.half_closed()
             except Exception:
                 self._handler_failed(stream)
 
-    def _on_other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if not self._settled:
-            if kind != SETTINGS or flags & ACK:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "the first frame is not SETTINGS")
-            self._settled = True
-        if self._block is not None and (kind != CONTINUATION or stream_id != self._block_stream):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted by another frame")
-        if kind == HEADERS:
-            self._on_headers(flags, stream_id, payload)
-        elif kind == RST_STREAM:
-            self._on_reset(stream_id, payload)
-        elif kind == WINDOW_UPDATE:
-            self._on_window_update(stream_id, payload)
-        elif kind == SETTINGS:
-            self._on_settings(flags, stream_id, payload)
-        elif kind == PING:
-            self._on_ping(flags, stream_id, payload)
-        elif kind == CONTINUATION:
-            self._on_continuation(flags, payload)
-        elif kind == PRIORITY:
-            self._on_priority(stream_id, payload)
-        elif kind == GOAWAY:
-            if stream_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
-        elif kind in (PUSH_PROMISE, DATA):
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frame type {kind} out of place")
-        else:
-            self._useless("unknown frame")
-
-    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _on_headers(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         if stream_id % 2 == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}")
-        if flags & PADDED:
-            payload = frames.unpad(payload)
-        if flags & HAS_PRIORITY:
-            if len(payload) < 5:
+        if flags & frames.PADDED:
+            start, stop = frames.unpad(data, start, stop)
+        if flags & frames.HAS_PRIORITY:
+            start += 5
+            if start > stop:
                 raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "HEADERS too short for its priority")
-            if int.from_bytes(payload[:4], "big") & MAX_WINDOW == stream_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a stream cannot depend on itself")
-            payload = payload[5:]
-        if flags & END_HEADERS:
-            self._on_block(stream_id, flags, payload)
+        block = data[start:stop]
+        if flags & frames.END_HEADERS:
+            self._on_block(stream_id, flags, block)
         else:
-            self._block = bytearray(payload)
-            self._block_stream, self._block_flags = stream_id, flags
+            self._block, self._block_stream, self._block_flags = bytearray(block), stream_id, flags
 
-    def _on_continuation(self, flags: int, payload: bytes) -> None:
-        block = self._block
-        if block is None:
+    def _on_continuation(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        if self._block is None:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        if not payload and not flags & END_HEADERS:
-            self._useless("empty CONTINUATION")
-        block += payload
-        if len(block) > self._limits.header_block:
+        self._charge(nuisance.CONTINUATION, "CONTINUATION")
+        self._block += data[start:stop]
+        if len(self._block) > self._limits.header_block:
             self._stats.hit("header_block")
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
-        if flags & END_HEADERS:
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "a header block is too large")
+        if flags & frames.END_HEADERS:
+            block = bytes(self._block)
             self._block = None
-            self._on_block(self._block_stream, self._block_flags, bytes(block))
+            self._on_block(stream_id, self._block_flags, block)
 
     def _on_block(self, stream_id: int, flags: int, block: bytes) -> None:
         stream = self.streams.get(stream_id)
-        if stream is not None:  # trailers of the request
-            self._headers.skip(block, stream_id)
-            if stream.remote_closed:
-                raise StreamFault(stream_id, ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
-            if not flags & END_STREAM:
-                raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "second HEADERS without END_STREAM")
-            self._half_close(stream)
+        if stream is not None:
+            self._on_trailers(stream, flags, block)
+        elif stream_id > self._last_id:
+            self._last_id = stream_id
+            self._open(stream_id, flags, block)
+        elif stream_id in self._resets:
+            self._decoder.skip(block)
+            self._charge(nuisance.STRAY, "HEADERS on reset streams")
+        else:
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on stream {stream_id}, which is closed")
+
+    def _on_trailers(self, stream: ServerStream, flags: int, block: bytes) -> None:
+        try:
+            self._decoder.trailers(block)
+        except MalformedError as error:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, str(error)) from error
+        if stream.remote_closed:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, "HEADERS after END_STREAM")
+        if not flags & frames.END_STREAM:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "trailers without END_STREAM")
+        self._half_close(stream)
+
+    def _open(self, stream_id: int, flags: int, block: bytes) -> None:
+        try:
+            head = self._decoder.request(block)
+        except MalformedError as error:
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, str(error)) from error
+        ends = bool(flags & frames.END_STREAM)
+        if self._last_served is not None:
+            self._refuse(stream_id)
             return
-        if stream_id <= self._last_id:
-            self._headers.skip(block, stream_id)
-            self._useless("HEADERS on a closed stream")
-            return
-        self._last_id = stream_id
-        metadata = self._headers.decode(block, stream_id)
-        if stream_id > self._accept_up_to:
-            return  # after the final GOAWAY: the peer knows that it was not served
         if len(self.streams) >= self._limits.concurrent_streams:
             self._stats.hit("concurrent_streams")
-            raise StreamFault(stream_id, ErrorCode.REFUSED_STREAM, "too many concurrent streams")
-        self._open(stream_id, metadata, ended=bool(flags & END_STREAM))
-
-    def _open(self, stream_id: int, metadata: Metadata, *, ended: bool) -> None:
-        pseudo = dict(metadata[:4])
-        fields = dict(metadata)
-        path = pseudo.get(b":path", fields.get(b":path", b"")).decode("latin-1")
-        if not fields.get(b"content-type", b"").startswith(b"application/grpc"):
-            block = plain_response(415)
-            self._out.append(frame_header(len(block), HEADERS, END_HEADERS | END_STREAM, stream_id) + block)
-            if not ended:
-                self._out.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+            self._refuse(stream_id)
             return
-        stream = ServerStream(self, stream_id, path, metadata, self._peer_stream_window, self._limits.stream_window)
+        handler = self._handlers.get(head.path)
+        refusal = head.refusal
+        if refusal is None and handler is None:
+            refusal = trailers_only(UNIMPLEMENTED, f"unknown method {head.path}")
+        if refusal is not None or handler is None:
+            self._charge(nuisance.REFUSED, "requests that are no call")
+            self.write_headers(stream_id, frames.END_HEADERS | frames.END_STREAM, refusal or b"")
+            if not ends:
+                self.outbox.frames.append(frames.rst_stream(stream_id, ErrorCode.NO_ERROR))
+                self._remember_reset(stream_id)
+            return
+        stream = ServerStream(self, stream_id, head, self._limits.stream_window)
         self.streams[stream_id] = stream
         self._stats.streams += 1
         self._stats.streams_total += 1
-        encoding = fields.get(b"grpc-encoding")
-        if encoding == b"gzip":
-            stream.accept_gzip()
-        elif encoding not in (None, b"identity"):
-            stream.remote_closed = ended
-            stream.finish(GRPC_UNIMPLEMENTED, f"grpc-encoding {encoding.decode('latin-1')}: use gzip or identity")
-            return
-        handler = self._handlers.get(path)
-        if handler is None or pseudo.get(b":method", fields.get(b":method")) != b"POST":
-            stream.remote_closed = ended
-            stream.finish(GRPC_UNIMPLEMENTED, f"unknown method {path}")
-            return
         try:
-            stream.handler = handler(stream)
+            stream.attach(handler(stream))
         except Exception:
             self._handler_failed(stream)
             return
-        if ended and not stream.closed:
+        if head.timeout is not None and not stream.done:
+            stream.timer = self._call_later(
+                head.timeout, lambda: stream.abort(DEADLINE_EXCEEDED, "the deadline of the call has passed")
+            )
+        if ends:
             self._half_close(stream)
 
-    def _on_reset(self, stream_id: int, payload: bytes) -> None:
-        frames.word(payload, "RST_STREAM")
+    def _refuse(self, stream_id: int) -> None:
+        """The client may send the request again, elsewhere or later: it has not been looked at."""
+        self._charge(nuisance.REFUSED, "refused streams")
+        self.outbox.frames.append(frames.rst_stream(stream_id, ErrorCode.REFUSED_STREAM))
+        self._remember_reset(stream_id)
+
+    def _on_reset(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        frames.word(data[start:stop], "RST_STREAM")
         stream = self.streams.get(stream_id)
         if stream is None:
-            if stream_id == 0 or stream_id > self._last_id:
-                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"RST_STREAM of idle stream {stream_id}")
-            return  # Envoy resets every finished stream
-        if not stream.served:
-            self._useless("stream opened and reset")
-        self._forget(stream, CloseReason.RESET)
+            self._seen(stream_id, "RST_STREAM")
+            return
+        self.forget(stream, reset=False)
+        if not stream.served and stream.credit == self._limits.stream_window:
+            self._charge(nuisance.USELESS_RESET, "resets of streams that never sent a message")
+        stream.drop(CloseReason.RESET)
 
-    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
-        increment = frames.word(payload, "WINDOW_UPDATE") & MAX_WINDOW
+    def _on_window_update(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        increment = frames.word(data[start:stop], "WINDOW_UPDATE") & MAX_WINDOW
+        if increment < nuisance.SMALL_INCREMENT:
+            self._charge(nuisance.SMALL_WINDOW_UPDATE, "small WINDOW_UPDATEs")
+        outbox = self.outbox
         if stream_id == 0:
+            outbox.window += increment
             if increment == 0:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
-            self._window += increment
-            if self._window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window too large")
-            if not self.unsent:
-                self._useless("WINDOW_UPDATE")
+            if outbox.window > MAX_WINDOW:
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is too large")
+            outbox.pump()  # those who wait come before new replies
             return
         stream = self.streams.get(stream_id)
         if stream is None:
-            self._unknown_stream(stream_id, "WINDOW_UPDATE")
+            self._seen(stream_id, "WINDOW_UPDATE")
             return
         if increment == 0:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
+            raise StreamFault(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE of 0")
         stream.window += increment
         if stream.window > MAX_WINDOW:
-            raise StreamFault(stream_id, ErrorCode.FLOW_CONTROL_ERROR, "stream window too large")
-        if stream.waiting:
-            self._make_ready(stream)
-        else:
-            self._useless("WINDOW_UPDATE")
+            raise StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "the stream's window is too large")
+        if stream.unsent:
+            outbox.line_up(stream)
 
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _on_settings(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "SETTINGS on a stream")
-        if flags & ACK:
-            if payload:
-                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS ACK with payload")
+        if flags & frames.ACK:
+            if start < stop:
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledgement with a payload")
             return
-        self._useless("SETTINGS")
-        for key, value in frames.parse_settings(payload):
+        self._settled = True
+        self._charge(nuisance.SETTINGS, "SETTINGS")
+        for key, value in frames.parse_settings(data[start:stop]):
             if key == frames.SETTINGS_INITIAL_WINDOW_SIZE:
-                self._change_initial_window(value)
+                self._set_stream_windows(value)
             elif key == frames.SETTINGS_MAX_FRAME_SIZE:
                 if not frames.DEFAULT_FRAME_SIZE <= value <= frames.MAX_FRAME_SIZE:
                     raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_MAX_FRAME_SIZE {value}")
-                self._peer_frame_size = value
+                # Larger frames than the default would only make others wait longer.
             elif key == frames.SETTINGS_ENABLE_PUSH and value > 1:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"SETTINGS_ENABLE_PUSH {value}")
-            # A table size or list size of the peer's does not matter: we send no indexed and few headers.
-        self._out.append(frames.SETTINGS_ACK)
+            elif key == frames.SETTINGS_HEADER_TABLE_SIZE:
+                # We put nothing into the peer's table, but a smaller one has to be acknowledged in the next block
+                # (RFC 7541 section 4.2): size 0, whatever it is.
+                self._table_update = b"\x20"
+        self.outbox.frames.append(frames.SETTINGS_ACK)
 
-    def _change_initial_window(self, value: int) -> None:
+    def _set_stream_windows(self, value: int) -> None:
         if value > MAX_WINDOW:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"SETTINGS_INITIAL_WINDOW_SIZE {value}")
-        change = value - self._peer_stream_window
-        self._peer_stream_window = value
+        outbox = self.outbox
+        change = value - outbox.stream_window
+        outbox.stream_window = value
         for stream in self.streams.values():
             stream.window += change
             if stream.window > MAX_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "stream window too large after SETTINGS")
-            if stream.waiting and stream.window > 0:
-                self._make_ready(stream)
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is too large")
+            if stream.unsent:
+                outbox.line_up(stream)
 
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _on_ping(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         if stream_id:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PING on a stream")
-        if len(payload) != 8:
-            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PING length {len(payload)}, expected 8")
-        if not flags & ACK:
-            self._useless("PING")
-            self._out.append(frames.ping_ack(payload))
+        if stop - start != 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"PING of {stop - start} bytes")
+        payload = data[start:stop]
+        if not flags & frames.ACK:
+            self._charge(nuisance.PING, "PING")
+            self.outbox.urgent.append(frames.ping_ack(payload))
+        elif payload == _DRAIN_PING and self._draining:
+            self.seal()
 
-    def _on_priority(self, stream_id: int, payload: bytes) -> None:
+    def _on_priority(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         if stream_id == 0:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PRIORITY on the connection")
-        if len(payload) != 5:
-            raise StreamFault(stream_id, ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY length {len(payload)}, expected 5")
-        self._useless("PRIORITY")
+        if stop - start != 5:
+            raise StreamFault(ErrorCode.FRAME_SIZE_ERROR, f"PRIORITY of {stop - start} bytes")
+        self._charge(nuisance.PRIORITY, "PRIORITY")
 
-    # Windows and queues.
+    def _on_push_promise(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "PUSH_PROMISE from a client")
 
-    def _pump(self) -> None:
-        """Send what windows admit, one frame per stream in turn, so that a long echo starves nobody."""
-        out, ready = self._out, self._ready
-        while ready and self._window > 0:
-            stream = ready[0]
-            room = min(self._window, stream.window, self._peer_frame_size)
-            if stream.closed or not stream.waiting or room <= 0:
-                ready.popleft()
-                stream.ready = False
-                continue
-            before = stream.unsent
-            out.append(stream.next_frame(room))
-            sent = before - stream.unsent
-            self._window -= sent
-            self.unsent -= sent
-            ready.popleft()
-            stream.ready = False
-            if stream.waiting:
-                self._make_ready(stream)
-            elif stream.finishing:
-                self.end(stream)
-            elif stream.consumed * 2 > self._limits.stream_window:
-                self._give_stream_credit(stream)
-        self._give_connection_credit()
+    def _on_goaway(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
+        if stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "GOAWAY on a stream")
+        if stop - start < 8:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, f"GOAWAY of {stop - start} bytes")
+        self._charge(nuisance.UNKNOWN, "GOAWAY")  # the peer closes by itself when its streams have ended
 
-    def _make_ready(self, stream: ServerStream) -> None:
-        if not stream.ready:
-            stream.ready = True
-            self._ready.append(stream)
+    # Credit, ends, errors.
 
-    def _give_connection_credit(self) -> None:
-        """Half a window at a time, and none while the peer leaves its replies lying: it cannot make us keep more."""
-        if self._consumed * 2 > self._limits.connection_window and self.unsent <= self._limits.unsent_connection:
-            self._out.append(frames.window_update(0, self._consumed))
-            self._credit += self._consumed
-            self._consumed = 0
+    def _low(self, stream: ServerStream) -> None:
+        """Less than half of a stream's credit is left."""
+        if stream.credit < 0:
+            self._reset(stream.id, StreamFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the stream's window"))
+        else:
+            self.replenish(stream)
 
-    def _give_stream_credit(self, stream: ServerStream) -> None:
-        if stream.unsent <= self._limits.unsent_stream and not stream.remote_closed:
-            self._out.append(frames.window_update(stream.id, stream.consumed))
-            stream.credit += stream.consumed
-            stream.consumed = 0
+    def _replenish_connection(self) -> None:
+        """Half a window at a time; none while the peer leaves its replies lying, it cannot make us keep ever more."""
+        if self.outbox.unsent <= self._limits.unsent_connection:
+            increment = self._limits.connection_window - self._credit
+            self._credit += increment
+            self.outbox.frames.append(frames.window_update(0, increment))
 
-    # Ends and errors.
+    def _seen(self, stream_id: int, what: str) -> None:
+        """A frame for a stream that is not open: fine when it was."""
+        if stream_id == 0 or stream_id % 2 == 0 or stream_id > self._last_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {stream_id}, which was never opened")
 
-    def _forget(self, stream: ServerStream, reason: CloseReason) -> None:
-        if self.streams.pop(stream.id, None) is None:
-            return
-        stream.closed = True
-        self.unsent -= stream.unsent
-        self._incomplete -= stream.incomplete
-        self._stats.streams -= 1
-        handler, stream.handler = stream.handler, None
-        if handler is not None:
-            try:
-                handler.closed(reason)
-            except Exception:
-                self._stats.handler_errors += 1
-                log.exception("%s: the handler failed when its stream closed", stream.path)
+    def _stray(self, stream_id: int, what: str) -> None:
+        """DATA for a stream that is not open: it may have been under way when we reset the stream."""
+        self._seen(stream_id, what)
+        self._charge(nuisance.STRAY, f"{what} on closed streams")
+        if stream_id not in self._resets:
+            raise StreamFault(ErrorCode.STREAM_CLOSED, f"{what} on stream {stream_id}, which is closed")
+
+    def _remember_reset(self, stream_id: int) -> None:
+        resets = self._resets
+        resets[stream_id] = None
+        if len(resets) > _REMEMBERED_RESETS:
+            del resets[next(iter(resets))]
+
+    def _charge(self, points: int, what: str) -> None:
+        if not self._allowance.charge(points):
+            self._stats.hit("nuisance")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames without use, the last: {what}")
+
+    def _reset(self, stream_id: int, fault: StreamFault) -> None:
+        self._stats.fault(fault.code.name)
+        log.info("stream %d from %s is reset, %s: %s", stream_id, self.peer, fault.code.name, fault)
+        self.outbox.frames.append(frames.rst_stream(stream_id, fault.code))
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self.forget(stream, reset=True)
+            stream.drop(CloseReason.ABORTED)
+        else:
+            self._remember_reset(stream_id)
+        self._charge(nuisance.FAULT, "stream errors")
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        self._stats.fault(fault.code.name)
+        log.info("connection from %s ends, %s: %s", self.peer, fault.code.name, fault)
+        self.lost(CloseReason.ABORTED)
+        self.outbox.frames.append(frames.goaway(self._last_id, fault.code, fault.reason))
+        self.outbox.wake()
 
     def _handler_failed(self, stream: ServerStream) -> None:
         self._stats.handler_errors += 1
         log.exception("%s: the handler failed, the call ends with INTERNAL", stream.path)
-        stream.abort(GRPC_INTERNAL, "internal error")
-
-    def _stream_fault(self, fault: StreamFault) -> None:
-        self._stats.protocol_errors += 1
-        self._out.append(frames.rst_stream(fault.stream_id, fault.code))
-        stream = self.streams.get(fault.stream_id)
-        if stream is not None:
-            self._forget(stream, CloseReason.ABORTED)
-
-    def _unknown_stream(self, stream_id: int, what: str) -> None:
-        if stream_id == 0 or stream_id > self._last_id:
-            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on idle stream {stream_id}")
-        # It was reset or has ended, and the peer could not know yet.
-
-    def _useless(self, what: str) -> None:
-        """Count frames that cost us and bring nothing; normal peers stay far below the limit."""
-        self._nuisance += 1
-        if self._nuisance > self._limits.idle_frames:
-            now = self._now()
-            if now - self._nuisance_since < _NUISANCE_SECONDS:
-                self._stats.hit("idle_frames")
-                raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"flood of frames without use, last: {what}")
-            self._nuisance = 0
-            self._nuisance_since = now
-
-    def _fail(self, fault: ConnectionFault) -> None:
-        if self.failed:
-            return
-        self._stats.protocol_errors += 1
-        log.info("connection from %s ends: %s: %s", self.peer, fault.code.name, fault.reason)
-        self._out.append(frames.goaway(self._last_id, fault.code, fault.reason))
-        self.lost(CloseReason.ABORTED)
-        self._touch()
-
-    def _touch(self) -> None:
-        if not self._receiving:
-            self._wake()
+        stream.abort(INTERNAL, "internal error")

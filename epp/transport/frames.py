@@ -27,7 +27,11 @@ MAX_WINDOW = 2**31 - 1
 DEFAULT_FRAME_SIZE = 16_384
 MAX_FRAME_SIZE = 2**24 - 1
 
-_HEADER = struct.Struct("!IBI")  # length and type share the first word
+HEADER = struct.Struct("!IBI")
+"""Length and type in one word (`length << 8 | type`), flags, stream id."""
+MESSAGE_HEADER = struct.Struct("!IBIBI")
+"""The same, and the five bytes before a gRPC message: whole-message DATA frames are written and read in one step."""
+
 _WORD = struct.Struct("!I")
 _SETTING = struct.Struct("!HI")
 
@@ -63,16 +67,15 @@ class ConnectionFault(Exception):
 class StreamFault(Exception):
     """The peer broke the protocol in a way that ends one stream with RST_STREAM."""
 
-    def __init__(self, stream_id: int, code: ErrorCode, reason: str) -> None:
+    def __init__(self, code: ErrorCode, reason: str) -> None:
         super().__init__(reason)
-        self.stream_id = stream_id
         self.code = code
         self.reason = reason
 
 
 def frame_header(length: int, kind: int, flags: int, stream_id: int) -> bytes:
     """The nine bytes before every payload."""
-    return _HEADER.pack(length << 8 | kind, flags, stream_id)
+    return HEADER.pack(length << 8 | kind, flags, stream_id)
 
 
 def settings(values: dict[int, int]) -> bytes:
@@ -106,7 +109,7 @@ def rst_stream(stream_id: int, code: int) -> bytes:
 
 def goaway(last_stream_id: int, code: int, reason: str = "") -> bytes:
     """No stream above `last_stream_id` will be served."""
-    payload = struct.pack("!II", last_stream_id, code) + reason.encode()
+    payload = struct.pack("!II", last_stream_id, code) + reason.encode("ascii", "replace")
     return frame_header(len(payload), GOAWAY, 0, 0) + payload
 
 
@@ -124,11 +127,12 @@ def word(payload: bytes, name: str) -> int:
     return int(_WORD.unpack(payload)[0])
 
 
-def unpad(payload: bytes) -> bytes:
-    """The payload of a PADDED frame without its padding. Raises `ConnectionFault`."""
-    if not payload:
+def unpad(data: bytes, start: int, stop: int) -> tuple[int, int]:
+    """Where the content of a PADDED payload `data[start:stop]` lies. Raises `ConnectionFault`."""
+    if start == stop:
         raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "padded frame without pad length")
-    padding = payload[0]
-    if padding >= len(payload):
+    stop -= data[start]
+    start += 1
+    if stop < start:
         raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding longer than its frame")
-    return payload[1 : len(payload) - padding]
+    return start, stop

@@ -2,126 +2,179 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from urllib.parse import quote
+from dataclasses import dataclass
+from typing import Final
 
 import hpack
 from hpack.exceptions import HPACKError, OversizedHeaderListError
+from hpack.table import HeaderTable
 
-from epp.transport.frames import ConnectionFault, ErrorCode, StreamFault
+from epp.transport.frames import ConnectionFault, ErrorCode
+from epp.transport.status import INVALID_ENCODING, STATUS_405, STATUS_415, STATUS_431
 
-Metadata = Sequence[tuple[bytes, bytes]]
+Metadata = tuple[tuple[bytes, bytes], ...]
 
-_CONNECTION_SPECIFIC = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
-_REQUEST_PSEUDO = {b":method", b":scheme", b":path", b":authority"}
-_CACHED_BLOCKS = 1024
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")  # RFC 9110 token in lower case, as RFC 9113 section 8.2 wants it
+_BAD_VALUE = re.compile(rb"[\x00\r\n]|\A[ \t]|[ \t]\Z")
+_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_SECONDS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+_CONNECTION_SPECIFIC: Final = {b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"}
+_REQUEST_PSEUDO: Final = {b":method", b":scheme", b":path", b":authority"}
+_CACHED_BLOCKS: Final = 256
+_CACHED_BLOCK_SIZE: Final = 512
+_HARD_FACTOR: Final = 4  # a list this much over the limit ends the connection instead of being answered
+
+
+class MalformedError(Exception):
+    """The headers break RFC 9113 section 8: the stream is reset with PROTOCOL_ERROR."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """What the headers of a request say, checked; shared by all streams that came with the same block.
+
+    `refusal`: a complete answer (a header block) for a request that is none of ours, else None. `timeout` in seconds.
+    """
+
+    path: str
+    metadata: Metadata
+    refusal: bytes | None = None
+    gzip: bool = False
+    timeout: float | None = None
+    content_length: int | None = None
+
+
+class _WatchedTable(HeaderTable):
+    """A dynamic table that tells when it changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = False
+
+    def add(self, name: bytes, value: bytes) -> None:
+        self.changed = True
+        super().add(name, value)
 
 
 class HeaderDecoder:
-    """HPACK of one connection.
+    """HPACK of one connection, the peer's half.
 
     A proxy sends the same few headers on every stream, so that after the first ones a block is a handful of table
-    indexes. A block that left the table as it was is remembered until the table changes.
+    indexes. What such a block means is remembered until the table changes.
     """
 
-    def __init__(self, *, header_list: int, headers: int) -> None:
-        self._decoder = hpack.Decoder(max_header_list_size=header_list)
-        self._entries = self._decoder.header_table.dynamic_entries
-        self._headers = headers
-        self._known: dict[bytes, Metadata] = {}
+    __slots__ = ("_decoder", "_headers", "_known", "_size", "_table")
 
-    def decode(self, block: bytes, stream_id: int) -> Metadata:
-        """The request's headers, pseudo-headers included and checked. Raises a fault."""
+    def __init__(self, *, header_list: int, headers: int) -> None:
+        self._decoder = hpack.Decoder(max_header_list_size=header_list * _HARD_FACTOR)
+        self._table = _WatchedTable()
+        self._decoder.header_table = self._table
+        self._size = header_list
+        self._headers = headers
+        self._known: dict[bytes, RequestHead] = {}
+
+    def request(self, block: bytes) -> RequestHead:
+        """The head of a request. Raises `ConnectionFault` when the block cannot be decoded, else `MalformedError`."""
         known = self._known.get(block)
         if known is not None:
             return known
-        decoded, changed = self._decode(block, stream_id)
-        check_request(decoded, stream_id)
-        if changed:
-            self._known.clear()
-        elif len(self._known) < _CACHED_BLOCKS:
-            self._known[block] = decoded
-        return decoded
+        headers = self._decode(block)
+        size = sum(len(name) + len(value) + 32 for name, value in headers)
+        if size > self._size or len(headers) > self._headers:
+            return RequestHead("", (), refusal=STATUS_431)
+        head = read_head(headers)
+        if len(block) <= _CACHED_BLOCK_SIZE and not self._table.changed:
+            if len(self._known) >= _CACHED_BLOCKS:
+                self._known.clear()
+            self._known[block] = head
+        return head
 
-    def skip(self, block: bytes, stream_id: int) -> None:
-        """Decode for the table's sake: trailers, or headers of a stream that is gone."""
-        if self._decode(block, stream_id)[1]:
-            self._known.clear()
+    def trailers(self, block: bytes) -> None:
+        """Decode and check trailers; nothing in them concerns us. Raises like `request`."""
+        for name, value in self._decode(block):
+            if name[:1] == b":":
+                raise MalformedError(f"{name!r} in trailers")
+            _check(name, value)
 
-    def _decode(self, block: bytes, stream_id: int) -> tuple[Metadata, bool]:
-        entries = self._entries
-        before = (len(entries), entries[0] if entries else None, self._decoder.header_table_size)
+    def skip(self, block: bytes) -> None:
+        """Decode for the table's sake: the stream is gone. Raises `ConnectionFault`."""
+        self._decode(block)
+
+    def _decode(self, block: bytes) -> list[tuple[bytes, bytes]]:
+        table = self._table
+        table.changed = False
         try:
             decoded = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError as error:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"header list too large: {error}") from error
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "the header list is far too large") from error
         except (HPACKError, UnicodeDecodeError, IndexError) as error:
-            raise ConnectionFault(
-                ErrorCode.COMPRESSION_ERROR, f"header block of stream {stream_id}: {error}"
-            ) from error
-        after = (len(entries), entries[0] if entries else None, self._decoder.header_table_size)
-        changed = before[0] != after[0] or before[1] is not after[1] or before[2] != after[2]
-        if len(decoded) > self._headers:
-            raise StreamFault(stream_id, ErrorCode.ENHANCE_YOUR_CALM, f"{len(decoded)} headers")
-        return decoded, changed
+            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, "a header block cannot be decoded") from error
+        if table.resized or (block[:1] and block[0] & 0xE0 == 0x20):  # 001xxxxx: the table was resized
+            table.changed = True
+            table.resized = False
+        if table.changed:
+            self._known.clear()
+        return decoded
 
 
-def check_request(headers: Metadata, stream_id: int) -> None:
-    """RFC 9113 section 8.3: pseudo-headers first, once each, all that are needed; names in lower case."""
-    seen: set[bytes] = set()
-    regular = False
+def _check(name: bytes, value: bytes) -> None:
+    """One regular header field (RFC 9113 section 8.2). Raises `MalformedError`."""
+    if _TOKEN.fullmatch(name) is None or name in _CONNECTION_SPECIFIC:
+        raise MalformedError(f"header name {name!r} is not allowed")
+    if _BAD_VALUE.search(value) is not None:
+        raise MalformedError(f"the value of header {name!r} is not allowed")
+    if name == b"te" and value != b"trailers":
+        raise MalformedError("te may only be trailers")
+
+
+def read_head(headers: Sequence[tuple[bytes, bytes]]) -> RequestHead:
+    """Check a request's headers and read what matters to gRPC. Raises `MalformedError`."""
+    pseudo: dict[bytes, bytes] = {}
+    metadata: list[tuple[bytes, bytes]] = []
+    content_type = encoding = b""
+    timeout: float | None = None
+    content_length: int | None = None
     for name, value in headers:
         if name[:1] == b":":
-            if regular or name in seen or name not in _REQUEST_PSEUDO:
-                raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"pseudo-header {name!r} out of place")
-            seen.add(name)
+            if metadata or name in pseudo or name not in _REQUEST_PSEUDO:
+                raise MalformedError(f"pseudo-header {name!r} is out of place")
+            if _BAD_VALUE.search(value) is not None:
+                raise MalformedError(f"the value of {name!r} is not allowed")
+            pseudo[name] = value
             continue
-        regular = True
-        if not name or name != name.lower() or name in _CONNECTION_SPECIFIC:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"header name {name!r} is not allowed")
-        if name == b"te" and value != b"trailers":
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"te: {value!r}, only trailers is allowed")
-        if b"\0" in value or b"\r" in value or b"\n" in value:
-            raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, f"header {name!r} has a control character")
-    if not {b":method", b":scheme", b":path"} <= seen:
-        raise StreamFault(stream_id, ErrorCode.PROTOCOL_ERROR, "a request needs :method, :scheme and :path")
+        _check(name, value)
+        metadata.append((name, value))
+        if name == b"content-type":
+            content_type = value
+        elif name == b"grpc-encoding":
+            encoding = value
+        elif name == b"grpc-timeout":
+            timeout = read_timeout(value)
+        elif name == b"content-length":
+            if not value.isdigit() or len(value) > 18 or content_length not in (None, int(value)):
+                raise MalformedError("content-length is not a number")
+            content_length = int(value)
+    path = pseudo.get(b":path", b"")
+    if not path or b":method" not in pseudo or b":scheme" not in pseudo:
+        raise MalformedError("a request needs :method, :scheme and :path")
+    refusal = None
+    if not is_grpc(content_type):
+        refusal = STATUS_415
+    elif pseudo[b":method"] != b"POST":
+        refusal = STATUS_405
+    elif encoding not in (b"", b"identity", b"gzip"):
+        refusal = INVALID_ENCODING
+    return RequestHead(path.decode("latin-1"), tuple(metadata), refusal, encoding == b"gzip", timeout, content_length)
 
 
-def _literal(name: bytes, value: bytes) -> bytes:
-    """A header that enters no table, without Huffman coding: the same bytes on every connection."""
-    return b"\0" + _length(name) + name + _length(value) + value
+def is_grpc(content_type: bytes) -> bool:
+    """Whether it is `application/grpc`, with or without `+proto` or parameters."""
+    return content_type[:16].lower() == b"application/grpc" and content_type[16:17] in (b"", b"+", b";", b" ")
 
 
-def _length(text: bytes) -> bytes:
-    if len(text) < 127:
-        return bytes([len(text)])
-    rest = len(text) - 127
-    encoded = bytearray([127])
-    while rest >= 128:
-        encoded.append(rest % 128 + 128)
-        rest //= 128
-    encoded.append(rest)
-    return bytes(encoded)
-
-
-STATUS_200 = b"\x88"  # index 8 of the static table
-_CONTENT_TYPE = b"\x0f\x10"  # literal without indexing, name is index 31 of the static table
-RESPONSE = STATUS_200 + _CONTENT_TYPE + _length(b"application/grpc") + b"application/grpc"
-TRAILERS_OK = _literal(b"grpc-status", b"0")
-
-
-def trailers(code: int, message: str) -> bytes:
-    """The block that ends a call."""
-    if code == 0 and not message:
-        return TRAILERS_OK
-    block = _literal(b"grpc-status", str(code).encode())
-    if message:
-        # gRPC's percent-encoding keeps printable ASCII but for the percent sign.
-        text = quote(message, safe=" !\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~")
-        block += _literal(b"grpc-message", text.encode()[:4096])
-    return block
-
-
-def plain_response(status: int) -> bytes:
-    """The block of a response that is not gRPC (a wrong content type)."""
-    return _literal(b":status", str(status).encode()) + _literal(b"content-length", b"0")
+def read_timeout(value: bytes) -> float | None:
+    """`grpc-timeout` in seconds; None when it is not one (gRPC: at most 8 digits and a unit)."""
+    match = _TIMEOUT.fullmatch(value)
+    return int(match[1]) * _SECONDS[match[2]] if match else None

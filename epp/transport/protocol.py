@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from epp.transport.call import Handler, TlsCodec, TlsError
 from epp.transport.connection import Connection
+from epp.transport.frames import PREFACE
 
 if TYPE_CHECKING:
     from epp.transport.server import Server
 
 log = logging.getLogger(__name__)
+
+_SOCKET_BUFFER: Final = 1 << 18
+"""Bytes waiting for the kernel above which nothing more is produced: small beside what other streams must wait for."""
+_LINGER_SECONDS: Final = 1.0
+"""How long a peer that we sent away may take to read why; closing at once could make its kernel drop our last words."""
+_SEAL_SECONDS: Final = 1.0
+"""How long to wait for the answer to the PING of a drain."""
+_HTTP_1: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 53\r\n\r\n"
+    b"This port speaks gRPC: HTTP/2 with prior knowledge.\r\n"
+)
+_METHODS: Final = (b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH ", b"CONNECT ", b"TRACE ")
+_KEEPALIVE: Final = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 20), ("TCP_KEEPCNT", 3))
+"""A peer whose machine died is noticed after two minutes, and what its streams held is given back."""
 
 
 class SocketProtocol(asyncio.Protocol):
@@ -24,139 +40,204 @@ class SocketProtocol(asyncio.Protocol):
         self._handlers = handlers
         self._tls = tls
         self._transport: asyncio.Transport | None = None
-        self._scheduled = False
-        self._handshake_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None  # for the handshake, then for a stalled peer, then for the end
+        self._closing = False
         self.connection: Connection | None = None
+
+    # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is open."""
-        # uvloop's transport is one by behaviour, not by class.
-        self._transport = transport = cast(asyncio.Transport, transport)
+        self._transport = transport = cast(asyncio.Transport, transport)  # uvloop's have the methods, not the class
+        transport.set_write_buffer_limits(high=_SOCKET_BUFFER)
         server = self._server
         loop = server.loop
-        peer = transport.get_extra_info("peername")
+        _keep_alive(transport.get_extra_info("socket"))
         self.connection = Connection(
             self._handlers,
             limits=server.limits,
             stats=server.stats,
-            now=loop.time,
-            wake=self._schedule,
-            peer=f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer),
+            clock=loop.time,
+            call_later=loop.call_later,
+            wake=self._wake,
+            peer=_address(transport.get_extra_info("peername")),
         )
-        server.opened(self)
-        self._handshake_timer = loop.call_later(server.limits.handshake_seconds, self._handshake_timed_out)
+        if not server.opened(self):
+            transport.abort()
+            return
+        self._timer = loop.call_later(server.limits.handshake_seconds, self._give_up, "handshake_seconds")
         if self._tls is None:
             self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Everything that one read brought."""
         connection = self.connection
-        if connection is None:
+        if connection is None or self._closing:
             return
-        tls = self._tls
-        if tls is None:
-            connection.receive(data)
-        else:
-            try:
-                for plaintext in tls.feed(data):
-                    connection.receive(plaintext)
-            except TlsError as error:
-                self._server.stats.tls_failures += 1
-                log.info("connection from %s ends: %s", connection.peer, error)
-                self._write(tls.take())
-                self._close()
-                return
-        if connection.greeted and self._handshake_timer is not None:
-            self._handshake_timer.cancel()
-            self._handshake_timer = None
+        try:
+            if self._tls is not None:
+                data = b"".join(self._tls.feed(data))
+            if data:
+                if not connection.greeted:
+                    self._greet(connection, data)
+                else:
+                    connection.receive(data)
+        except TlsError as error:
+            self._tls_failed(error)
+            return
         self._flush()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        if self._handshake_timer is not None:
-            self._handshake_timer.cancel()
-        connection = self.connection
-        if connection is not None:
-            self.connection = None
-            connection.lost()
-            self._server.gone(self)
+        self._set_timer(None)
         self._transport = None
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.lost()
+        self._server.gone(self)
 
     def pause_writing(self) -> None:
-        """The peer's socket is full: produce nothing, and read nothing that would lead to more."""
-        if self.connection is not None:
-            self.connection.writable = False
-        if self._transport is not None:
+        """The peer does not take what we have: produce nothing, and read nothing that would lead to more."""
+        if self.connection is not None and self._transport is not None and not self._closing:
+            self.connection.outbox.set_writable(False)
             self._transport.pause_reading()
+            self._set_timer(
+                self._server.loop.call_later(self._server.limits.stalled_seconds, self._give_up, "stalled_seconds")
+            )
 
     def resume_writing(self) -> None:
-        """The peer took what we had."""
-        if self._transport is not None:
+        """The peer took most of it."""
+        if self.connection is not None and self._transport is not None and not self._closing:
+            self._set_timer(None)
             self._transport.resume_reading()
-        if self.connection is not None:
-            self.connection.resume()
+            self.connection.outbox.set_writable(True)
 
-    def go_away(self, *, final: bool) -> None:
-        """First or second step of a graceful end."""
-        if self.connection is not None:
-            self.connection.go_away(final=final)
-            self._flush()
+    # What the server calls.
 
-    def abort(self) -> None:
-        """End at once."""
-        connection = self.connection
-        if connection is not None:
-            connection.go_away(final=True)
+    def drain(self) -> None:
+        """Ask the peer for no more streams; the socket closes after the last one."""
+        if self.connection is not None:
+            self.connection.drain()
+            self._server.loop.call_later(_SEAL_SECONDS, self._seal)
+
+    def terminate(self) -> None:
+        """End at once: open calls are told so."""
+        if self.connection is not None and not self._closing:
+            self.connection.terminate()
             self._flush()
-        self._close()
+            if not self._closing:
+                self._close()
 
     def kill(self) -> None:
         """Close the socket without another byte."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _schedule(self) -> None:
-        """Late replies of one loop iteration leave in one write."""
-        if not self._scheduled:
-            self._scheduled = True
-            self._server.loop.call_soon(self._late_flush)
+    # Inside.
 
-    def _late_flush(self) -> None:
-        self._scheduled = False
-        self._flush()
+    def _greet(self, connection: Connection, data: bytes) -> None:
+        """The first bytes: tell what else it may be from what is HTTP/2."""
+        if data.startswith(_METHODS):
+            log.info("connection from %s ends: it speaks HTTP/1", connection.peer)
+            self._server.stats.fault("HTTP_1_1")
+            self._send(_HTTP_1)
+            self._close()
+            return
+        if self._tls is None and data[:2] == b"\x16\x03":
+            log.warning("connection from %s ends: it speaks TLS, this port does not", connection.peer)
+        elif not data.startswith(PREFACE[: len(data)]):
+            log.info("connection from %s does not speak HTTP/2", connection.peer)
+        connection.receive(data)
+        if connection.greeted:
+            self._set_timer(None)
+            if self._server.draining:
+                self.drain()
+
+    def _wake(self) -> None:
+        """Late replies of one loop iteration leave in one write."""
+        self._server.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         connection = self.connection
-        if connection is None or self._transport is None:
+        if connection is None or self._closing:
             return
+        if self._tls is None or self._tls.handshake_done:
+            self._send(connection.take())
+            if connection.over:
+                self._close()
+        elif self._tls is not None:
+            self._write(self._tls.take())
+
+    def _send(self, data: bytes) -> None:
         tls = self._tls
-        if tls is None:
-            self._write(connection.take())
-        else:
-            if tls.handshake_done:
-                out = connection.take()
-                if out:
-                    tls.seal(out)
-            self._write(tls.take())
-        if connection.failed or (connection.refusing and not connection.streams):
-            self._close()
+        if tls is not None:
+            if data:
+                try:
+                    tls.seal(data)
+                except TlsError as error:
+                    self._tls_failed(error)
+                    return
+            data = tls.take()
+        self._write(data)
 
     def _write(self, data: bytes) -> None:
         if data and self._transport is not None:
             self._transport.write(data)
 
-    def _close(self) -> None:
-        transport = self._transport
-        if transport is None:
-            return
-        tls = self._tls
-        if tls is not None and tls.handshake_done:
-            tls.close()
-            self._write(tls.take())
-        transport.close()
+    def _tls_failed(self, error: TlsError) -> None:
+        self._server.stats.tls_failures += 1
+        if self.connection is not None:
+            log.info("connection from %s ends: %s", self.connection.peer, error)
+        if self._tls is not None:
+            self._write(self._tls.take())  # an alert that says why
+        self._close()
 
-    def _handshake_timed_out(self) -> None:
-        self._handshake_timer = None
-        self._server.stats.hit("handshake_seconds")
+    def _close(self) -> None:
+        """Say no more, and wait a moment for the peer to have read it and to close."""
+        transport = self._transport
+        if transport is None or self._closing:
+            return
+        self._closing = True
+        if self._tls is not None and self._tls.handshake_done:
+            self._tls.close()
+            self._write(self._tls.take())
+        if self.connection is not None:
+            self.connection.lost()
+        transport.resume_reading()  # and drop what comes
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._set_timer(self._server.loop.call_later(_LINGER_SECONDS, transport.abort))
+
+    def _seal(self) -> None:
+        if self.connection is not None:
+            self.connection.seal()
+
+    def _give_up(self, limit: str) -> None:
+        self._server.stats.hit(limit)
+        if self.connection is not None:
+            log.info("connection from %s ends: %s", self.connection.peer, limit)
         if self._transport is not None:
             self._transport.abort()
+
+    def _set_timer(self, timer: asyncio.TimerHandle | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = timer
+
+
+def _address(peer: object) -> str:
+    """`ip:port`, `[ip]:port`, or what the system calls a socket that has neither."""
+    if isinstance(peer, tuple):
+        host, port = peer[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return str(peer or "unix")
+
+
+def _keep_alive(sock: socket.socket | None) -> None:
+    """Have the kernel probe an idle peer (gRPC peers may be idle for hours)."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE:
+        if hasattr(socket, name):  # not on every system
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

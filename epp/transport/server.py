@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 from collections.abc import Mapping
@@ -14,13 +13,14 @@ from epp.transport.protocol import SocketProtocol
 
 log = logging.getLogger(__name__)
 
-_GOAWAY_PAUSE = 0.1  # seconds for the first GOAWAY to reach the peer before streams it opened meanwhile are counted
+_BACKLOG = 1024
+_LAST_WORDS_SECONDS = 1.0
 
 
 class Server:
-    """`handlers` maps `/package.Service/Method` to what makes a stream of a call.
+    """`handlers` maps `/package.Service/Method` to what makes a stream of a call; others get UNIMPLEMENTED.
 
-    `start`, then some day `drain` (no new connections, no new streams, open ones end in their own time), then `close`.
+    `start`, then some day `drain`, then `close`. `stats` is live.
     """
 
     def __init__(
@@ -28,11 +28,13 @@ class Server:
     ) -> None:
         self.limits = limits or Limits()
         self.stats = TransportStats()
+        self.draining = False
         self._handlers = dict(handlers)
         self._tls = tls
         self._listening: list[asyncio.Server] = []
         self._open: set[SocketProtocol] = set()
         self._empty = asyncio.Event()
+        self._empty.set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -46,49 +48,57 @@ class Server:
         """Listen; returns the port (0 asks the system for one). `host` "" is every address, IPv4 and IPv6."""
         self._loop = asyncio.get_running_loop()
         if sock is not None:
-            listening = await self._loop.create_server(self._protocol, sock=sock, backlog=1024)
+            listening = await self._loop.create_server(self._protocol, sock=sock, backlog=_BACKLOG)
         else:
-            listening = await self._loop.create_server(self._protocol, host or None, port, backlog=1024)
+            listening = await self._loop.create_server(self._protocol, host or None, port, backlog=_BACKLOG)
         self._listening.append(listening)
         bound: int = listening.sockets[0].getsockname()[1]
         return bound
 
-    async def drain(self, grace: float) -> bool:
-        """Take no more, let open streams end for up to `grace` seconds. True when all did."""
-        self._stop_listening()
+    async def drain(self, grace_seconds: float) -> bool:
+        """Let everything end in its own time, at most `grace_seconds`. True when nothing was left.
+
+        Every connection is asked for no more streams (GOAWAY) and closes after its last one. New connections are still
+        taken, and served in the same way: a gateway that has just been asked to go opens one if it knows no other
+        picker yet, and refusing it would fail its requests. `close` ends that.
+        """
+        self.draining = True
         for protocol in list(self._open):
-            protocol.go_away(final=False)
-        await asyncio.sleep(min(_GOAWAY_PAUSE, grace))
-        for protocol in list(self._open):
-            protocol.go_away(final=True)
-        if self._open:
-            self._empty.clear()
-            try:
-                await asyncio.wait_for(self._empty.wait(), grace)
-            except TimeoutError:
-                log.warning("%d streams were still open after %.0f s of draining", self.stats.streams, grace)
-                return False
+            protocol.drain()
+        try:
+            await asyncio.wait_for(self._empty.wait(), grace_seconds)
+        except TimeoutError:
+            log.warning("%d streams were open after %g s of draining", self.stats.streams, grace_seconds)
+            return False
         return True
 
     async def close(self) -> None:
-        """End everything now."""
-        self._stop_listening()
+        """Stop listening and end what is left: open calls get UNAVAILABLE."""
+        self.draining = True
+        for listening in self._listening:
+            listening.close()
+        self._listening.clear()
         for protocol in list(self._open):
-            protocol.abort()
-        if self._open:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._empty.wait(), 1.0)
-        for protocol in list(self._open):
-            protocol.kill()
+            protocol.terminate()
+        try:
+            await asyncio.wait_for(self._empty.wait(), _LAST_WORDS_SECONDS)
+        except TimeoutError:
+            for protocol in list(self._open):
+                protocol.kill()
+            await self._empty.wait()
 
     # What connections call.
 
-    def opened(self, protocol: SocketProtocol) -> None:
-        """A connection was made."""
+    def opened(self, protocol: SocketProtocol) -> bool:
+        """A connection was made; False: there are too many."""
         self._open.add(protocol)
+        self._empty.clear()
         self.stats.connections += 1
         self.stats.connections_total += 1
+        if len(self._open) > self.limits.connections:
+            self.stats.hit("connections")
+            return False
+        return True
 
     def gone(self, protocol: SocketProtocol) -> None:
         """A connection is closed."""
@@ -99,8 +109,3 @@ class Server:
 
     def _protocol(self) -> SocketProtocol:
         return SocketProtocol(self, self._handlers, self._tls() if self._tls is not None else None)
-
-    def _stop_listening(self) -> None:
-        for listening in self._listening:
-            listening.close()
-        self._listening.clear()

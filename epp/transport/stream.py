@@ -1,232 +1,288 @@
-"""One gRPC call on an HTTP/2 stream: messages out of frames, messages into frames, windows, and the one end."""
+"""One gRPC call on an HTTP/2 stream: replies into frames, the windows of the stream, and its one end."""
 
 from __future__ import annotations
 
-import zlib
+import logging
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
 
 from epp.transport.call import CloseReason, Stream
-from epp.transport.frames import DATA, END_HEADERS, END_STREAM, HEADERS, ErrorCode, StreamFault, frame_header
-from epp.transport.headers import RESPONSE, Metadata, trailers
+from epp.transport.frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    MESSAGE_HEADER,
+    ErrorCode,
+    frame_header,
+    rst_stream,
+)
+from epp.transport.headers import RequestHead
+from epp.transport.messages import PREFIX, MessageReader
+from epp.transport.status import RESOURCE_EXHAUSTED, RESPONSE, trailers
 
 if TYPE_CHECKING:
     from epp.transport.connection import Connection
 
-GRPC_INTERNAL = 13
-GRPC_UNIMPLEMENTED = 12
-GRPC_RESOURCE_EXHAUSTED = 8
+log = logging.getLogger(__name__)
+
+_pack = MESSAGE_HEADER.pack
 
 
-class MessageTooLargeError(Exception):
-    """A message above the limit; the call ends with RESOURCE_EXHAUSTED."""
+class Cancellable(Protocol):
+    """A timer."""
 
-    def __init__(self, size: int) -> None:
-        super().__init__(f"message of {size} bytes")
-        self.size = size
+    def cancel(self) -> None:
+        """Let it not ring."""
+
+
+class State(IntEnum):
+    """Of our half of the stream."""
+
+    FRESH = 0  # no response headers yet
+    STREAMING = 1
+    FINISHING = 2  # the trailers wait behind queued messages
+    CLOSED = 3
+
+
+_STREAMING = State.STREAMING
 
 
 class ServerStream:
     """Implements `epp.transport.call.Call`.
 
-    `window` is what the peer lets us send; `credit` what it may still send us; `consumed` what it sent since we last
-    gave credit. `unsent` counts queued bytes.
+    `window`: bytes that the peer lets us send. `credit`: bytes that it may still send. `whole`: a DATA frame that
+    holds exactly one plain message can be handed on as it is: no part of a message is kept, the peer has not closed
+    its half, nothing has to be counted. `unsent`: bytes queued.
     """
 
     __slots__ = (
-        "_buffer",
         "_connection",
-        "_cut",
-        "_gzip",
-        "_need",
+        "_finish",
+        "_offset",
+        "_out",
         "_queue",
-        "_response_sent",
-        "_trailers",
-        "closed",
-        "consumed",
+        "_state",
         "credit",
+        "deliver",
+        "expected",
+        "gzip",
         "handler",
         "id",
+        "in_line",
         "metadata",
         "path",
         "peer",
-        "ready",
+        "reader",
         "remote_closed",
         "served",
+        "starved",
+        "timer",
         "unsent",
+        "whole",
         "window",
     )
 
-    def __init__(
-        self, connection: Connection, stream_id: int, path: str, metadata: Metadata, window: int, credit: int
-    ) -> None:
+    def __init__(self, connection: Connection, stream_id: int, head: RequestHead, credit: int) -> None:
         self._connection = connection
+        self._out = connection.outbox
         self.id = stream_id
-        self.path = path
-        self.metadata = metadata
-        self.peer = connection.peer
-        self.window = window
+        self.path: str = head.path
+        self.metadata: Sequence[tuple[bytes, bytes]] = head.metadata
+        self.peer: str = connection.peer
+        self.window = self._out.stream_window
         self.credit = credit
-        self.consumed = 0
-        self.unsent = 0
+        self.gzip = head.gzip
+        self.expected = head.content_length
+        self.whole = head.content_length is None
+        self.reader: MessageReader | None = None
         self.handler: Stream | None = None
+        self.deliver: Callable[[bytes], None] = _ignore
         self.remote_closed = False
-        self.closed = False
         self.served = False
-        self.ready = False
-        self._gzip = False
-        self._cut = False  # the first queued piece continues a message that the peer has the beginning of
-        self._buffer: bytearray | None = None
-        self._need = 5
+        self.starved = False
+        self.in_line = False
+        self.timer: Cancellable | None = None
+        self.unsent = 0
+        self._state = State.FRESH
         self._queue: deque[bytes] | None = None
-        self._response_sent = False
-        self._trailers: bytes | None = None
-
-    def accept_gzip(self) -> None:
-        """The client said `grpc-encoding: gzip`."""
-        self._gzip = True
+        self._offset = 0  # bytes of the first queued message that have left
+        self._finish = b""
 
     # What the handler calls.
 
     def send(self, message: bytes) -> None:
-        """Queue one message."""
-        if self._trailers is not None or self.closed:
-            return
-        framed = b"\0" + len(message).to_bytes(4, "big") + message
-        self._connection.send_data(self, framed)
+        """Queue one message; it leaves with everything else that this wake-up produces."""
+        out = self._out
+        size = len(message) + PREFIX
+        if (
+            self._state is _STREAMING
+            and not self.unsent
+            and size <= out.direct
+            and size <= self.window
+            and size <= out.window
+        ):
+            self.window -= size
+            out.window -= size
+            frames = out.frames
+            frames.append(_pack(size << 8, 0, self.id, 0, size - PREFIX))
+            frames.append(message)
+            if out.quiet:
+                out.wake()
+        elif self._state is State.FRESH:
+            self._state = State.STREAMING
+            self._connection.write_headers(self.id, END_HEADERS, RESPONSE)
+            self.send(message)
+        elif self._state is _STREAMING:
+            self._enqueue(message, size)
 
     def finish(self, code: int = 0, message: str = "") -> None:
-        """Trailers after everything queued."""
-        if self._trailers is not None or self.closed:
-            return
-        self._trailers = trailers(code, message)
-        if not self._queue:
-            self._connection.end(self)
+        """Write the trailers after everything queued. Later calls do nothing."""
+        if self._state < State.FINISHING:
+            self._finish = trailers(code, message)
+            if self.unsent:
+                self._state = State.FINISHING
+                self.whole = False  # what still arrives concerns nobody
+            else:
+                self._write_trailers(CloseReason.FINISHED)
 
     def abort(self, code: int, message: str) -> None:
-        """Trailers now; what is unsent is dropped. A message that was cut cannot be completed: reset instead."""
-        if self.closed:
+        """Drop what is unsent and write the trailers at once.
+
+        A client that has got the beginning of a message could only report nonsense, so that it gets a reset instead.
+        """
+        if self._state is State.CLOSED:
             return
-        if self._queue:
-            self._connection.dropped(self.unsent)
-            self._queue.clear()
-            self.unsent = 0
-            if self._cut:
-                self._connection.reset(self, ErrorCode.INTERNAL_ERROR, CloseReason.ABORTED)
-                return
-        self._trailers = trailers(code, message)
-        self._connection.end(self, CloseReason.ABORTED)
+        cut = self._offset > 0
+        self._drop_queue()
+        if cut:
+            self._out.frames.append(rst_stream(self.id, ErrorCode.INTERNAL_ERROR))
+            self._end(CloseReason.ABORTED, reset=True)
+        else:
+            self._finish = trailers(code, message)
+            self._write_trailers(CloseReason.ABORTED)
 
-    # What the connection calls: out.
+    # What the connection calls.
 
-    def opening(self) -> bytes:
-        """The response headers, once; empty afterwards."""
-        if self._response_sent:
-            return b""
-        self._response_sent = True
-        return frame_header(len(RESPONSE), HEADERS, END_HEADERS, self.id) + RESPONSE
+    def attach(self, handler: Stream) -> None:
+        """The handler's side exists now."""
+        self.handler = handler
+        self.deliver = handler.receive
 
-    def enqueue(self, framed: bytes) -> None:
-        """Keep what the windows do not admit now."""
+    @property
+    def done(self) -> bool:
+        """Whether the handler has finished: it gets no more messages."""
+        return self._state >= State.FINISHING
+
+    @property
+    def closed(self) -> bool:
+        """Whether our half has ended."""
+        return self._state is State.CLOSED
+
+    def write_frame(self, room: int) -> int:
+        """One DATA frame with at most `room` queued bytes, small messages together; returns its payload's size."""
+        queue = self._queue
+        assert queue is not None
+        pieces: list[bytes] = []
+        left = room
+        offset = self._offset
+        while left and queue:
+            piece = queue[0]
+            rest = len(piece) - offset
+            if rest <= left:
+                pieces.append(piece[offset:] if offset else piece)
+                queue.popleft()
+                left -= rest
+                offset = 0
+            else:
+                pieces.append(piece[offset : offset + left])
+                offset += left
+                left = 0
+        self._offset = offset
+        size = room - left
+        out = self._out
+        out.frames.append(frame_header(size, DATA, 0, self.id))
+        out.frames += pieces
+        self.window -= size
+        out.window -= size
+        self._shrink(size)
+        if not queue:
+            self._queue = None
+            if self._state is State.FINISHING:
+                self._write_trailers(CloseReason.FINISHED)
+        return size
+
+    def drop(self, reason: CloseReason) -> None:
+        """The stream is over for a reason outside: nothing is written, the handler hears of it now."""
+        if self._state is not State.CLOSED:
+            self._drop_queue()
+            self._close()
+            self.farewell(reason)
+
+    def farewell(self, reason: CloseReason) -> None:
+        """Tell the handler, once."""
+        handler, self.handler = self.handler, None
+        if handler is None:
+            return
+        self.deliver = _ignore
+        try:
+            handler.closed(reason)
+        except Exception:
+            self._out.stats.handler_errors += 1
+            log.exception("%s: the handler failed when its stream closed", self.path)
+
+    def _enqueue(self, message: bytes, size: int) -> None:
         if self._queue is None:
             self._queue = deque()
-        self._queue.append(framed)
-        self.unsent += len(framed)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something is queued."""
-        return bool(self._queue)
-
-    @property
-    def finishing(self) -> bool:
-        """Whether `finish` was called."""
-        return self._trailers is not None
-
-    def next_frame(self, room: int) -> bytes:
-        """One DATA frame of at most `room` bytes of payload from the queue; several small messages share it."""
-        queue = self._queue
-        if queue is None:
-            return b""
-        taken: list[bytes] = []
-        left = room
-        while queue and left:
-            piece = queue[0]
-            if len(piece) <= left:
-                taken.append(piece)
-                left -= len(piece)
-                queue.popleft()
-                self._cut = False
-            else:
-                taken.append(piece[:left])
-                queue[0] = piece[left:]
-                self._cut = True
-                left = 0
-        payload = b"".join(taken)
-        self.unsent -= len(payload)
-        self.window -= len(payload)
-        return frame_header(len(payload), DATA, 0, self.id) + payload
-
-    def ending(self) -> bytes:
-        """The trailers, and the response headers if nothing was sent before."""
-        block = self._trailers or trailers(GRPC_INTERNAL, "")
-        if not self._response_sent:
-            self._response_sent = True
-            block = RESPONSE + block
-        return frame_header(len(block), HEADERS, END_HEADERS | END_STREAM, self.id) + block
-
-    # What the connection calls: in.
-
-    def data(self, frame: bytes, start: int, end: int, limit: int) -> None:
-        """Payload of a DATA frame, `frame[start:end]`: hand every complete message to the handler.
-
-        Raises `StreamFault` or `MessageTooLargeError`.
-        """
-        buffer = self._buffer
-        if buffer is not None:
-            buffer += memoryview(frame)[start:end]
-            if len(buffer) < self._need:
-                return
-            frame, start, end = bytes(buffer), 0, len(buffer)
-            self._buffer = None
-        while end - start >= 5:
-            length = int.from_bytes(frame[start + 1 : start + 5], "big")
-            if length > limit:
-                raise MessageTooLargeError(length)
-            stop = start + 5 + length
-            if stop > end:
-                self._need = 5 + length
-                break
-            self._message(frame[start], frame[start + 5 : stop], limit)
-            start = stop
-            if self.closed:
-                return
+        self._queue.append(b"\0" + (size - PREFIX).to_bytes(4, "big") + message)
+        self.unsent += size
+        out = self._out
+        if out.queued(size):
+            out.line_up(self)
         else:
-            self._need = 5
-        if start < end:
-            self._buffer = bytearray(memoryview(frame)[start:end])
+            out.stats.hit("buffered_server")
+            self.abort(RESOURCE_EXHAUSTED, "the server keeps too many replies that clients do not take")
 
-    def _message(self, flag: int, message: bytes, limit: int) -> None:
-        if flag:
-            message = self._decompressed(flag, message, limit)
-        self.served = True
-        handler = self.handler
-        if handler is not None:
-            handler.receive(message)
+    def _write_trailers(self, reason: CloseReason) -> None:
+        block = self._finish if self._state is not State.FRESH else RESPONSE + self._finish
+        self._connection.write_headers(self.id, END_HEADERS | END_STREAM, block)
+        if not self.remote_closed:
+            # The client need not send the rest of its request (RFC 9113 section 8.1).
+            self._out.frames.append(rst_stream(self.id, ErrorCode.NO_ERROR))
+        self._end(reason, reset=not self.remote_closed)
 
-    def _decompressed(self, flag: int, message: bytes, limit: int) -> bytes:
-        if flag != 1 or not self._gzip:
-            raise StreamFault(self.id, ErrorCode.PROTOCOL_ERROR, "compressed message without grpc-encoding: gzip")
-        inflater = zlib.decompressobj(31)
-        try:
-            inflated = inflater.decompress(message, limit + 1)
-        except zlib.error as error:
-            raise StreamFault(self.id, ErrorCode.PROTOCOL_ERROR, f"gzip: {error}") from error
-        if len(inflated) > limit:
-            raise MessageTooLargeError(len(inflated))
-        return inflated
+    def _end(self, reason: CloseReason, *, reset: bool) -> None:
+        """By our own word: the handler hears of it when what it said is being written, not inside its own call."""
+        self._close()
+        self._connection.forget(self, reset=reset)
+        self._out.ended.append((self, reason))
+        self._out.wake()
 
-    @property
-    def incomplete(self) -> int:
-        """Bytes of the message that is still coming in."""
-        return len(self._buffer) if self._buffer is not None else 0
+    def _close(self) -> None:
+        self._state = State.CLOSED
+        self.whole = False
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.reader is not None:
+            self._connection.holds(-self.reader.held)
+            self.reader = None
+
+    def _drop_queue(self) -> None:
+        self._queue = None
+        self._offset = 0
+        self.starved = False
+        self._shrink(self.unsent)
+
+    def _shrink(self, size: int) -> None:
+        if size:
+            self.unsent -= size
+            self._out.queued(-size)
+            if self.starved and self.unsent <= self._out.limits.unsent_stream:
+                self.starved = False
+                self._connection.replenish(self)
+
+
+def _ignore(message: bytes) -> None:
+    """What arrives for a stream that has ended, or before its handler exists."""

@@ -1,0 +1,54 @@
+"""Frames that carry no work: each costs points, time and real messages give points back.
+
+Every one of these frames is legal and useful in small numbers, and each cheap attack on HTTP/2 servers is a flood of
+one of them. A reset is not on the list when the stream was served: Envoy resets every stream that has finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+PING: Final = 10
+SETTINGS: Final = 20
+PRIORITY: Final = 2
+EMPTY_DATA: Final = 10
+SMALL_WINDOW_UPDATE: Final = 1
+UNKNOWN: Final = 2
+CONTINUATION: Final = 10
+STRAY: Final = 5  # frames for a stream that is gone
+USELESS_RESET: Final = 20  # of a stream that never sent a message
+REFUSED: Final = 5
+FAULT: Final = 20  # a stream error that we answered with RST_STREAM
+
+PER_MESSAGE: Final = 4  # a client that credits each reply sends two window updates for it
+
+SMALL_INCREMENT: Final = 1024
+
+
+class Allowance:
+    """Points left. The clock (seconds, monotonic) is read only when they are used up."""
+
+    __slots__ = ("_clock", "_full", "_points", "_rate", "_since")
+
+    def __init__(self, full: int, per_second: int, clock: Callable[[], float]) -> None:
+        self._full = full
+        self._points = float(full)
+        self._rate = per_second
+        self._clock = clock
+        self._since = clock()
+
+    def charge(self, points: int) -> bool:
+        """Take points; False: the peer has overdrawn."""
+        self._points -= points
+        if self._points >= 0:
+            return True
+        now = self._clock()
+        self._points = min(float(self._full), self._points + (now - self._since) * self._rate)
+        self._since = now
+        return self._points >= 0
+
+    def earn(self, messages: int) -> None:
+        """Messages arrived."""
+        points = self._points + messages * PER_MESSAGE
+        self._points = points if points < self._full else float(self._full)
