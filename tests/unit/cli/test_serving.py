@@ -1,0 +1,203 @@
+"""One picker in this process: ports, readiness, certificates, both transports, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from epp.api.errors import ConfigError
+from epp.cli import serve as serve_module
+from epp.cli.flags import FlagError, ServeOptions
+from epp.cli.serving import Picker
+from epp.extproc import ext_proc_pb2 as pb
+from epp.extproc.service import METHOD
+from epp.transport.certificates import self_signed
+
+CONFIG = """
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- {type: queue-scorer}
+- {type: prefix-cache-scorer}
+- {type: file-discovery, parameters: {path: %s}}
+schedulingProfiles:
+- {name: default, plugins: [{pluginRef: queue-scorer}, {pluginRef: prefix-cache-scorer}]}
+dataLayer: {discovery: {pluginRef: file-discovery}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    endpoints = tmp_path / "endpoints.yaml"
+    endpoints.write_text("endpoints: [{name: a, address: 127.0.0.1, port: '9'}]\n")
+    return CONFIG % endpoints
+
+
+def options(config: str, **changes: Any) -> ServeOptions:
+    return ServeOptions(
+        **{
+            "grpc_port": 0,
+            "grpc_health_port": 0,
+            "metrics_port": 0,
+            "listen_address": "127.0.0.1",
+            "config_text": config,
+            "metrics_endpoint_auth": False,
+            "tracing": False,
+            "drain_timeout": 0.05,
+            "health_checking": True,
+        }
+        | changes
+    )
+
+
+@asynccontextmanager
+async def running(opts: ServeOptions, **more: Any) -> AsyncIterator[Picker]:
+    picker = Picker(opts, environment={}, **more)
+    await picker.start()
+    try:
+        yield picker
+    finally:
+        await picker.stop()
+
+
+def channel(picker: Picker, certificate: bytes | None = None) -> grpc.aio.Channel:
+    address = f"127.0.0.1:{picker.grpc_port}"
+    if certificate is None:
+        return grpc.aio.insecure_channel(address)
+    credentials = grpc.ssl_channel_credentials(certificate)
+    return grpc.aio.secure_channel(address, credentials, options=[("grpc.ssl_target_name_override", "localhost")])
+
+
+async def pick(through: grpc.aio.Channel) -> str:
+    """The endpoint picked for a GET."""
+    call = through.stream_stream(METHOD)()
+    request = pb.ProcessingRequest()
+    request.request_headers.end_of_stream = True
+    for key, value in {":method": "GET", ":path": "/v1/models"}.items():
+        header = request.request_headers.headers.headers.add()
+        header.key, header.raw_value = key, value.encode()
+    request.protocol_config.request_body_mode = pb.FULL_DUPLEX_STREAMED
+    await call.write(request.SerializeToString())
+    reply = pb.ProcessingResponse.FromString(await call.read())
+    call.cancel()
+    headers = {
+        option.header.key: option.header.raw_value.decode()
+        for option in reply.request_headers.response.header_mutation.set_headers
+    }
+    return headers["x-gateway-destination-endpoint"]
+
+
+async def serving_status(through: grpc.aio.Channel, service: bytes) -> int:
+    check = through.unary_unary("/grpc.health.v1.Health/Check")
+    answer: bytes = await check(b"\n" + bytes([len(service)]) + service, timeout=5)
+    return answer[1]
+
+
+@pytest.mark.parametrize("transport", ["own", "grpcio"])
+async def test_it_picks_and_tells_its_health(config: str, transport: str) -> None:
+    opts = options(config, secure_serving=False, transport=transport, enable_grpc_stream_metrics=True)
+    async with running(opts) as picker, channel(picker) as through:
+        assert await pick(through) == "127.0.0.1:9"
+        assert await serving_status(through, b"readiness") == 1
+        assert picker.health.ready
+        draining = asyncio.create_task(picker.drain())
+        await asyncio.sleep(0.01)
+        assert await serving_status(through, b"readiness") == 2
+        assert await serving_status(through, b"liveness") == 1
+        await through.close()
+        await draining
+
+
+@pytest.mark.parametrize("transport", ["own", "grpcio"])
+async def test_a_new_certificate_is_used(config: str, tmp_path: Path, transport: str) -> None:
+    folder = tmp_path / "certs"
+    folder.mkdir()
+
+    def renew() -> bytes:
+        certificate, key = self_signed(datetime.now(UTC))
+        (folder / "tls.key").write_bytes(key)
+        (folder / "tls.crt").write_bytes(certificate)
+        return certificate
+
+    first = renew()
+    opts = options(config, cert_path=str(folder), enable_cert_reload=True, transport=transport)
+    async with running(opts) as picker:
+        async with channel(picker, first) as through:
+            assert await pick(through) == "127.0.0.1:9"
+        second = renew()
+        for _ in range(100):
+            async with channel(picker, second) as through:
+                try:
+                    assert await asyncio.wait_for(pick(through), 2) == "127.0.0.1:9"
+                    break
+                except (grpc.aio.AioRpcError, TimeoutError):
+                    await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("the new certificate was never used")
+
+
+async def test_the_metrics_port_tells_readiness_state_and_transport(config: str) -> None:
+    from epp.demo.ports import free_ports
+
+    port = free_ports(1)[0]
+    opts = options(config, metrics_port=port, refresh_prometheus_metrics_interval=0.05)
+    async with running(opts), aiohttp.ClientSession() as session:
+        async with session.get(f"http://127.0.0.1:{port}/readyz") as answer:
+            assert answer.status == 200
+        await asyncio.sleep(0.1)
+        async with session.get(f"http://127.0.0.1:{port}/metrics") as answer:
+            page = await answer.text()
+        assert "llm_d_epp_transport_connections 0.0" in page
+        assert 'llm_d_epp_ready_endpoints{name="epp"} 0' in page
+
+
+async def test_what_cannot_start_says_why_and_leaves_nothing_open(config: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="queue-scorer"):
+        Picker(options(config.replace("type: queue-scorer", "type: queue-scorre")), environment={})
+    with pytest.raises(FlagError, match="file-discovery"):
+        Picker(options(""), environment={})
+    with pytest.raises(ConfigError, match="config-file"):
+        Picker(options("", config_file=str(tmp_path / "nowhere.yaml")), environment={})
+    async with running(options(config, secure_serving=False)) as picker:
+        with pytest.raises(OSError, match=str(picker.grpc_port)):
+            await Picker(options(config, grpc_port=picker.grpc_port), environment={}).start()
+    with pytest.raises(ValueError, match=r"tls\.crt"):
+        await Picker(options(config, cert_path=str(tmp_path)), environment={}).start()
+
+
+async def test_a_signal_drains_and_ends_with_0(config: str) -> None:
+    asyncio.get_running_loop().call_later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(serve_module.serve(options(config, secure_serving=False)), 20) == 0
+
+
+async def test_a_second_signal_ends_the_drain(config: str) -> None:
+    loop = asyncio.get_running_loop()
+    loop.call_later(0.5, os.kill, os.getpid(), signal.SIGTERM)
+    loop.call_later(0.8, os.kill, os.getpid(), signal.SIGTERM)
+    opts = options(config, secure_serving=False, drain_timeout=60.0)
+    assert await asyncio.wait_for(serve_module.serve(opts), 20) == 0
+
+
+async def test_serve_ends_with_1_when_it_cannot_start(config: str) -> None:
+    assert await serve_module.serve(options(config.replace("queue-scorer", "queue"))) == 1
+
+
+def test_flags_that_make_no_sense_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve_module.run(["--no-such-flag"]) == 2
+    assert "--no-such-flag" in capsys.readouterr().err
+    assert serve_module.run(["--help"]) == 0
+    assert "--grpc-port" in capsys.readouterr().out
+
+
+def test_run_uses_a_loop_of_its_own(config: str) -> None:
+    assert serve_module.run(["--config-text", config.replace("queue-scorer", "queue"), "--tracing=false"]) == 1
