@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import epp
 from epp.director.admission import SheddableAdmission
@@ -21,6 +24,7 @@ from epp.director.parsing import ParserTable
 from epp.director.request_flight import RequestFlight
 from epp.scheduling.profile import SchedulingProfile
 from epp.scheduling.scheduler import Scheduler
+from epp.telemetry.tracing import OpenTelemetryTracer, Tracer
 
 NOTHING = epp.NoParams()
 
@@ -189,7 +193,7 @@ class Negative:
 class Bench:
     """A director with everything around it."""
 
-    def __init__(self, *, settings: DirectorSettings | None = None) -> None:
+    def __init__(self, *, settings: DirectorSettings | None = None, tracer: Tracer | None = None) -> None:
         self.clock = Clock()
         self.table = epp.EndpointTable()
         for i in range(3):
@@ -220,6 +224,7 @@ class Bench:
             clock=self.clock,
             settings=settings or DirectorSettings(),
             objectives=Negative(),
+            tracer=tracer,
             observers=[lambda request, result: self.decisions.append(result.target.picked[0].name)],
         )
 
@@ -462,3 +467,33 @@ def test_prefer_token_list() -> None:
     assert wants_cached_only({"prefer": "respond-async, if-available"})
     assert not wants_cached_only({"prefer": "if-availably"})
     assert not wants_cached_only({})
+
+
+@pytest.fixture
+def exported() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def traced(exported: InMemorySpanExporter) -> Bench:
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exported))
+    return Bench(tracer=OpenTelemetryTracer(provider))
+
+
+def test_the_request_span_lasts_until_the_flight_ends(traced: Bench, exported: InMemorySpanExporter) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    flight = traced.decide(b"m", traceparent=parent)
+    assert flight.decision.set_headers["traceparent"].startswith("00-0af7651916cd43dd8448eb211c80319c-")
+    assert flight.decision.set_headers["x-spy"] == "was here"
+    assert "gateway.request" not in {span.name for span in exported.get_finished_spans()}
+    flight.end(epp.TerminationCause.NATURAL)
+    names = [span.name for span in exported.get_finished_spans()]
+    assert {"gateway.request", "gateway.request_orchestration", "run_scheduler_profile"} <= set(names)
+
+
+def test_the_span_of_a_refused_request_fails_and_ends(traced: Bench, exported: InMemorySpanExporter) -> None:
+    with pytest.raises(epp.ServiceUnavailable):
+        traced.decide(b"m", x_refuse="1")
+    spans = {span.name: span for span in exported.get_finished_spans()}
+    assert not spans["gateway.request"].status.is_ok
