@@ -3,7 +3,7 @@
 When to use it: when moving a conversation is worse than waiting: state outside the KV cache, or very long contexts.
 `session-affinity-scorer` is the same as a preference that load can outweigh; one of the two is enough.
 
-Parameters: see `session_binding`: `strategy` (encoded_endpoint_header), `profileName`,
+Parameters: `strategy` (encoded_endpoint_header), `profileName`,
 `encodedEndpointHeaderConfig.header` (x-session-token), `sessionIdConfig` with `sources`, `evictionTtlSeconds` (300) and
 `evictionSweepSeconds` (10).
 
@@ -16,19 +16,19 @@ from __future__ import annotations
 import numpy as np
 
 import epp
-from epp_plugins.filters.session_binding import SessionAffinity, SessionAffinityParams
+from epp_plugins.filters.session_pin import SessionAffinityParams, SessionPin
 
 
-class SessionAffinityFilter(SessionAffinity, epp.Filter[SessionAffinityParams]):
+class SessionAffinityFilter(SessionPin, epp.Filter[SessionAffinityParams]):
     """Only the session's endpoint, or everybody."""
 
     type = "session-affinity-filter"
     stability = "alpha"
 
     def filter(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.BoolArray:
-        row = self.session_row(request, endpoints.table, endpoints.now)
-        if row is not None:
-            keep: epp.BoolArray = endpoints.rows == row
-            if keep.any():
-                return keep
-        return np.ones(len(endpoints), dtype=np.bool_)
+        position = self.pinned(request, endpoints)
+        if position is None:
+            return np.ones(len(endpoints), dtype=np.bool_)
+        keep: epp.BoolArray = np.zeros(len(endpoints), dtype=np.bool_)
+        keep[position] = True
+        return keep

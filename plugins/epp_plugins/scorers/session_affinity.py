@@ -3,7 +3,7 @@
 When to use it: to keep conversations where they are unless the other scorers have good reasons.
 `session-affinity-filter` is the same as a hard pin; one of the two is enough.
 
-Parameters: see `session_binding`: `strategy` (encoded_endpoint_header), `profileName`,
+Parameters: `strategy` (encoded_endpoint_header), `profileName`,
 `encodedEndpointHeaderConfig.header` (x-session-token), `sessionIdConfig` with `sources`, `evictionTtlSeconds` (300) and
 `evictionSweepSeconds` (10).
 
@@ -16,17 +16,18 @@ from __future__ import annotations
 import numpy as np
 
 import epp
-from epp_plugins.filters.session_binding import SessionAffinity, SessionAffinityParams
+from epp_plugins.filters.session_pin import SessionAffinityParams, SessionPin
 
 
-class SessionAffinityScorer(SessionAffinity, epp.Scorer[SessionAffinityParams]):
+class SessionAffinityScorer(SessionPin, epp.Scorer[SessionAffinityParams]):
     """1 for the session's endpoint."""
 
     type = "session-affinity-scorer"
     stability = "alpha"
 
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
-        row = self.session_row(request, endpoints.table, endpoints.now)
-        if row is None:
-            return np.zeros(len(endpoints))
-        return (endpoints.rows == row).astype(np.float64)
+        scores = np.zeros(len(endpoints))
+        position = self.pinned(request, endpoints)
+        if position is not None:
+            scores[position] = 1.0
+        return scores
