@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 from collections.abc import Mapping
@@ -203,8 +204,10 @@ class SocketProtocol(asyncio.Protocol):
             self._write(self._tls.take())
         if self.connection is not None:
             self.connection.lost()
+        if transport.is_closing():
+            return
         transport.resume_reading()  # and drop what comes
-        if transport.can_write_eof():
+        with contextlib.suppress(OSError):  # the peer may be gone already
             transport.write_eof()
         self._set_timer(self._server.loop.call_later(_LINGER_SECONDS, transport.abort))
 
