@@ -52,6 +52,8 @@ class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[Contex
         super().__init__(params, context)
         self._low = LabelColumn(lambda labels: self._range(labels)[0], np.float64)
         self._high = LabelColumn(lambda labels: self._range(labels)[1], np.float64)
+        self._full = LabelColumn(lambda labels: _in_range(*self._range(labels))[0], np.float64)
+        self._per_token = LabelColumn(lambda labels: _in_range(*self._range(labels))[1], np.float64)
 
     @property
     def consumes(self) -> Sequence[epp.DataKey]:
@@ -70,11 +72,10 @@ class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[Contex
             return np.full(len(endpoints), np.nan)
         low, high = self._low.of(endpoints), self._high.of(endpoints)
         tokens = request.input_tokens
-        width = np.maximum(high - low, 0.0)
-        room = np.divide(high - tokens, width, out=np.ones(len(endpoints)), where=width > 0.0)
-        inside = 0.3 + 0.7 * (0.7 / (1.0 + width / 10_000.0) + 0.3 * room)
-        outside = 0.3 / (1.0 + np.maximum(low - tokens, tokens - high) / 1_000.0)
-        scores = np.where((low <= tokens) & (tokens <= high), inside, outside)
+        inside = self._full.of(endpoints) + self._per_token.of(endpoints) * (high - tokens)
+        short, over = low - tokens, tokens - high  # at most one of them is above 0
+        missed = np.maximum(short, over)
+        scores = np.where(missed <= 0.0, inside, 300.0 / (1_000.0 + missed))
         scores[low > high] = 0.0
         scores[np.isnan(low)] = 0.5
         return scores
@@ -89,3 +90,11 @@ class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[Contex
             return _UNREADABLE
         ends = float(low), float(high)
         return ends if ends[0] <= ends[1] else _UNREADABLE
+
+
+def _in_range(low: float, high: float) -> tuple[float, float]:
+    """The score of a prompt as long as the range allows, and what each token less adds."""
+    width = high - low
+    if width <= 0.0:
+        return 1.0, 0.0
+    return 0.3 + 0.7 * 0.7 / (1.0 + width / 10_000.0), 0.7 * 0.3 / width

@@ -14,6 +14,7 @@ Metrics: none. Failure: a server whose round trip was never measured has no scor
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import msgspec
@@ -34,11 +35,18 @@ class NetworkLatencyScorer(epp.Scorer[NetworkLatencyScorerParams]):
     type = "network-latency-scorer"
     Params = NetworkLatencyScorerParams
 
+    def __init__(self, params: NetworkLatencyScorerParams, context: epp.PluginContext) -> None:
+        super().__init__(params, context)
+        self._floor = params.min_spread_ms / 1000.0
+
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
         rtt = endpoints.rtt
-        shortest, longest = float(np.fmin.reduce(rtt)), float(np.fmax.reduce(rtt))  # both pass over NaN
-        spread = max(longest - shortest, self.params.min_spread_ms / 1000.0)
+        shortest = rtt.item(rtt.argmin())
+        spread = rtt.item(rtt.argmax()) - shortest
+        if math.isnan(spread):  # a NaN is found first: ask the slower functions that pass over it
+            shortest = float(np.fmin.reduce(rtt))
+            spread = float(np.fmax.reduce(rtt)) - shortest
         scores: epp.Scores = rtt - shortest
-        scores /= -spread
+        scores /= -max(self._floor, spread)
         scores += 1.0
         return scores

@@ -15,7 +15,6 @@ Metrics: none; the state dump shows the order. Failure: without match informatio
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -47,9 +46,9 @@ class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
 
     def __init__(self, params: NoHitLRUScorerParams, context: epp.PluginContext) -> None:
         super().__init__(params, context)
-        self._used: OrderedDict[int, None] = OrderedDict()  # rows, least recently used first
+        self._order = RowOrder(params.lru_size)
         self._cold = epp.DataKey(_COLD, self.name)
-        context.table.on_removed(lambda row, _: self._used.pop(row, None))
+        context.table.on_removed(lambda row, _: self._order.forget(row))
 
     @property
     def consumes(self) -> Sequence[epp.DataKey]:
@@ -63,9 +62,7 @@ class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
         request.attributes[self._cold] = True
         if candidates == 1:
             return np.ones(1)
-        positions = np.full(len(endpoints.table.endpoints), -1.0)
-        positions[np.fromiter(self._used, dtype=np.intp, count=len(self._used))] = np.arange(len(self._used))
-        ranks: epp.FloatArray = positions[endpoints.rows]
+        ranks = self._order.positions(endpoints.rows)
         never = ranks < 0.0
         count = int(np.count_nonzero(never))
         ranks += count
@@ -79,12 +76,54 @@ class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
         for name in dict.fromkeys((result.primary, _PREFILL)):
             profile = result.profiles.get(name)
             if profile is not None and profile.rows:
-                self._used[profile.rows[0]] = None
-                self._used.move_to_end(profile.rows[0])
-        while len(self._used) > self.params.lru_size:
-            self._used.popitem(last=False)
+                self._order.touch(profile.rows[0])
 
     def dump_state(self) -> dict[str, Any]:
         """Endpoints in the order in which they come next."""
-        found = [self.context.table.endpoints[row] for row in list(self._used)[:_MAX_DUMPED]]
-        return {"leastRecentlyUsed": [e.key for e in found if e is not None], "used": len(self._used)}
+        found = [self.context.table.endpoints[row] for row in self._order.rows()[:_MAX_DUMPED]]
+        return {"leastRecentlyUsed": [e.key for e in found if e is not None], "used": len(self._order)}
+
+
+class RowOrder:
+    """The order in which table rows were used, as one array: reading it for a thousand candidates is one selection."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._positions: epp.FloatArray = np.full(64, -1.0)  # by row; 0: least recently used; -1: never
+
+    def __len__(self) -> int:
+        return self._used
+
+    def positions(self, rows: epp.IntArray) -> epp.FloatArray:
+        """The position of each row, -1 for one that was never used (or too long ago to be remembered)."""
+        self._reach(int(rows.max()))
+        positions: epp.FloatArray = self._positions[rows]
+        return positions
+
+    def touch(self, row: int) -> None:
+        """Make the row the most recently used one; beyond the limit the least recently used one is forgotten."""
+        self.forget(row)
+        self._positions[row] = self._used
+        self._used += 1
+        if self._used > self._limit:
+            self.forget(int((self._positions == 0.0).argmax()))
+
+    def forget(self, row: int) -> None:
+        """The row counts as never used."""
+        self._reach(row)
+        position = self._positions[row]
+        if position >= 0.0:
+            self._positions[row] = -1.0
+            self._positions[self._positions > position] -= 1.0
+            self._used -= 1
+
+    def rows(self) -> list[int]:
+        """All used rows, least recently used first."""
+        order: list[int] = self._positions.argsort(kind="stable")[len(self._positions) - self._used :].tolist()
+        return order
+
+    def _reach(self, row: int) -> None:
+        if row >= len(self._positions):
+            more = np.full(max(row + 1, 2 * len(self._positions)) - len(self._positions), -1.0)
+            self._positions = np.concatenate([self._positions, more])
