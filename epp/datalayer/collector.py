@@ -32,8 +32,9 @@ from epp.datalayer.tcp_info import round_trip_time
 log = logging.getLogger(__name__)
 
 SCRAPE_INTERVAL = "scrape_interval"
-"""Column: seconds between two fetches of the row that the collector aims at now. A value younger than about twice
-this is as fresh as it can be."""
+"""Column: the longest interval between two fetches, in seconds, that the collector aimed at since it last read the row.
+A value younger than about twice this is as fresh as it can be; also when the pool has just woken up, and the interval
+that is aimed at now is much shorter than the one that made the value old."""
 
 _ACTIVE_TICK = 0.01
 _IDLE_TICK = 0.025
@@ -65,6 +66,7 @@ class _Lane:
         self.spread: FloatArray = np.empty(0)  # factor on the interval, drawn anew for each fetch
         self.failures: FloatArray = np.empty(0)  # in a row
         self.took: FloatArray = np.empty(0)  # seconds of the last fetch that succeeded
+        self.aim: FloatArray = np.empty(0)  # interval that is aimed at now
         self.present = np.empty(0, dtype=np.bool_)
         self.busy = np.empty(0, dtype=np.bool_)
 
@@ -75,6 +77,7 @@ class _Lane:
             self.spread = np.concatenate([self.spread, np.ones(more)])
             self.failures = np.concatenate([self.failures, np.zeros(more)])
             self.took = np.concatenate([self.took, np.zeros(more)])
+            self.aim = np.concatenate([self.aim, np.full(more, np.nan)])
             self.present = np.concatenate([self.present, np.zeros(more, dtype=np.bool_)])
             self.busy = np.concatenate([self.busy, np.zeros(more, dtype=np.bool_)])
 
@@ -168,6 +171,7 @@ class Collector:
             lane.started[row] = -np.inf
             lane.failures[row] = 0.0
             lane.took[row] = 0.0
+            lane.aim[row] = np.nan
             lane.busy[row] = False
             lane.present[row] = False
             source = lane.binding.source
@@ -231,7 +235,9 @@ class Collector:
                     since_fetch=since_fetch,
                 )
                 wanted = np.maximum(wanted, _POLITENESS * lane.took[here])
-                self.table.columns[SCRAPE_INTERVAL][here] = wanted
+                lane.aim[here] = wanted
+                longest = self.table.columns[SCRAPE_INTERVAL]
+                longest[here] = np.fmax(longest[here], wanted)
             else:
                 wanted = np.full(here.size, fixed)
             self._start_overdue(lane, here, since_fetch, wanted, now)
@@ -294,6 +300,8 @@ class Collector:
             lane.failures[row] = 0.0
             self._failures.recovered(source.type, endpoint)
         lane.took[row] = self._clock() - lane.started[row]
+        if source.interval is None:
+            self.table.columns[SCRAPE_INTERVAL][row] = lane.aim[row]
         self._measure_round_trip(lane.clients[row], row)
         for extractor in lane.binding.extractors:
             try:

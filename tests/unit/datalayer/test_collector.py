@@ -134,6 +134,22 @@ async def test_a_pick_wakes_an_idle_pool(serve: Any, until: Until) -> None:
     await bench.collector.stop()
 
 
+async def test_a_value_that_is_old_by_plan_is_known_to_be_so_until_it_is_read_anew(serve: Any, until: Until) -> None:
+    server = await serve()
+    bench = Bench(CollectorSettings(idle_interval=3600.0))
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) == 1)
+    server.hold.clear()
+    bench.table.columns["picked_at"][row] = time.monotonic()
+    await until(lambda: bench.collector.state()["active"])
+    assert bench.table.columns[SCRAPE_INTERVAL][row] == 3600.0
+    server.hold.set()
+    await until(lambda: bench.pages(row) >= 2)
+    assert bench.table.columns[SCRAPE_INTERVAL][row] <= 0.15
+    await bench.collector.stop()
+
+
 async def test_a_slow_server_delays_nobody(serve: Any, until: Until) -> None:
     slow, quick = await serve(), await serve()
     slow.hold.clear()
