@@ -5,13 +5,14 @@ When to use it: the default source of saturation. Sheddable requests are refused
 Parameters: `queueDepthThreshold` (5), `kvCacheUtilThreshold` (0.8), `metricsStalenessThreshold` (200ms), `headroom`
 (0): the filter lets endpoints pass up to the thresholds times (1 + headroom).
 
-Saturation is the mean over endpoints of max(waiting / queueDepthThreshold, kv usage / kvCacheUtilThreshold); an
-endpoint without fresh values counts 1.0, an empty pool is 1.0. The filter keeps fresh endpoints below both thresholds,
-and everybody when that leaves none.
+The load of an endpoint is max(waiting / queueDepthThreshold, kv usage / kvCacheUtilThreshold); a value that the server
+does not report is left out. Saturation is the mean over the endpoints; one without fresh values counts 1.0, and so does
+an empty pool. The filter keeps fresh endpoints with a load below 1 + headroom, and everybody when that leaves none.
 
 What counts as fresh follows the collector: it asks an idle pool every second or two, so a fixed 200 ms would call a
-pool saturated that merely rests. A value is fresh up to the threshold or 2.5 times the interval the collector aims at
-for that endpoint, whichever is longer. llm-d-router compares with the threshold alone.
+pool saturated that merely rests. A value is fresh up to the threshold or 2.5 times the interval the collector aimed at
+for that endpoint since it read the value (column `scrape_interval`), whichever is longer. llm-d-router, which asks
+every 50 ms whether there is traffic or not, compares with the threshold alone.
 
 Metrics: none. Failure: cannot fail.
 """
@@ -57,22 +58,22 @@ class UtilizationDetector(epp.SaturationDetector[UtilizationDetectorParams], epp
     def saturation(self, endpoints: epp.Endpoints) -> float:
         if len(endpoints) == 0:
             return 1.0
-        params = self.params
-        load = np.fmax(
-            endpoints.waiting / params.queue_depth_threshold, endpoints.kv_usage / params.kv_cache_util_threshold
-        )
-        load[np.isnan(load) | ~self._fresh(endpoints)] = 1.0
+        load = self._load(endpoints)
+        load[np.isnan(load)] = 1.0
         return float(load.mean())
 
     def filter(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.BoolArray:
-        params = self.params
-        factor = 1.0 + params.headroom
-        keep: epp.BoolArray = (
-            (endpoints.waiting < params.queue_depth_threshold * factor)
-            & (endpoints.kv_usage < params.kv_cache_util_threshold * factor)
-            & self._fresh(endpoints)
-        )
+        keep: epp.BoolArray = self._load(endpoints) < 1.0 + self.params.headroom
         return keep if keep.any() else np.ones(len(endpoints), dtype=np.bool_)
+
+    def _load(self, endpoints: epp.Endpoints) -> epp.FloatArray:
+        """1: at a threshold; NaN without fresh values."""
+        params = self.params
+        load: epp.FloatArray = np.fmax(
+            endpoints.waiting / params.queue_depth_threshold, endpoints.kv_usage / params.kv_cache_util_threshold
+        )
+        load[~self._fresh(endpoints)] = np.nan
+        return load
 
     def _fresh(self, endpoints: epp.Endpoints) -> epp.BoolArray:
         allowed: epp.FloatArray | float = self._staleness

@@ -1,6 +1,7 @@
 """`header-profile-handler`: a request header names the scheduling profile.
 
-What it does: runs the profile that the header names, or `defaultProfile` when the header is missing or empty.
+What it does: runs the profile that the header names, or `defaultProfile` when the header is missing or empty. The only
+profile of a configuration runs whatever the header says.
 
 When to use it: a caller that knows which phase or class of service it asks for, such as a coordinator that sends
 prefill and decode as requests of their own.
@@ -46,6 +47,8 @@ class HeaderProfileHandler(epp.ProfileHandler[HeaderProfileHandlerParams]):
     ) -> Sequence[str]:
         if done:
             return ()
+        if len(profiles) == 1:
+            return tuple(profiles)
         named = request.headers.get(self._header, "").strip()
         wanted = named or self.params.default_profile
         if wanted not in profiles:
