@@ -74,8 +74,8 @@ class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[Contex
         tokens = request.input_tokens
         inside = self._full.of(endpoints) + self._per_token.of(endpoints) * (high - tokens)
         short, over = low - tokens, tokens - high  # at most one of them is above 0
-        missed = np.maximum(short, over)
-        scores = np.where(missed <= 0.0, inside, 300.0 / (1_000.0 + missed))
+        missed = np.maximum(np.maximum(short, over), 0.0)
+        scores = np.where(missed == 0.0, inside, 300.0 / (1_000.0 + missed))
         scores[low > high] = 0.0
         scores[np.isnan(low)] = 0.5
         return scores
