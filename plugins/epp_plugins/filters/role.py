@@ -1,17 +1,7 @@
-"""`encode-filter`, `prefill-filter`, `decode-filter`: the servers that take part in one phase of disaggregated serving.
+"""What the filters by role share: the label `llm-d.ai/role`, which says in which phases a server takes part.
 
-What they do: read the label `llm-d.ai/role` and keep the servers whose role includes the phase. A server without the
-label passes `decode-filter`, so that a pool that knows nothing of roles serves as before.
-
-When to use them: first in a profile that chooses the server of that phase.
-
-| filter | roles |
-|---|---|
-| `encode-filter` | `encode`, `encode-prefill`, `encode-prefill-decode` |
-| `prefill-filter` | `prefill`, `encode-prefill`, `prefill-decode`, `both`, `encode-prefill-decode` |
-| `decode-filter` | `decode`, `prefill-decode`, `both`, `encode-prefill-decode`, or no label |
-
-Parameters, metrics: none. Failure: no server of the role ends the profile with 429.
+Roles are made of phases: `encode` (images, audio, video), `prefill` (the prompt), `decode` (the answer), and their
+combinations such as `prefill-decode`; `both` is an older name of that one.
 """
 
 from __future__ import annotations
@@ -27,7 +17,9 @@ from epp_plugins.filters.label_column import LabelColumn
 ROLE_LABEL = "llm-d.ai/role"
 
 
-class _RoleFilter(epp.Filter[epp.NoParams]):
+class RoleFilter(epp.Filter[epp.NoParams]):
+    """Keeps servers whose role is one of `roles`; those without the label only with `unlabelled`."""
+
     roles: ClassVar[frozenset[str]] = frozenset()
     unlabelled: ClassVar[bool] = False
 
@@ -41,25 +33,3 @@ class _RoleFilter(epp.Filter[epp.NoParams]):
     def _has_role(self, labels: Mapping[str, str]) -> bool:
         role = labels.get(ROLE_LABEL)
         return self.unlabelled if role is None else role in self.roles
-
-
-class EncodeFilter(_RoleFilter):
-    """Servers that encode images, audio and video."""
-
-    type = "encode-filter"
-    roles = frozenset({"encode", "encode-prefill", "encode-prefill-decode"})
-
-
-class PrefillFilter(_RoleFilter):
-    """Servers that process prompts."""
-
-    type = "prefill-filter"
-    roles = frozenset({"prefill", "encode-prefill", "prefill-decode", "both", "encode-prefill-decode"})
-
-
-class DecodeFilter(_RoleFilter):
-    """Servers that generate answers, and those that say nothing about their role."""
-
-    type = "decode-filter"
-    roles = frozenset({"decode", "prefill-decode", "both", "encode-prefill-decode"})
-    unlabelled = True

@@ -10,9 +10,11 @@ import pytest
 import epp
 from epp.testing import endpoints, plugin, request
 from epp_plugins.filters.by_label import ByLabelFilter
+from epp_plugins.filters.decode import DecodeFilter
+from epp_plugins.filters.encode import EncodeFilter
 from epp_plugins.filters.label_column import LabelColumn
 from epp_plugins.filters.label_selector import ByLabelSelectorFilter, LabelSelectorFilter
-from epp_plugins.filters.role import DecodeFilter, EncodeFilter, PrefillFilter
+from epp_plugins.filters.prefill import PrefillFilter
 
 ZONES: list[dict[str, str]] = [{"zone": "a", "gpu": "h100"}, {"zone": "b", "gpu": "h100"}, {"zone": "b"}, {}]
 
