@@ -29,8 +29,10 @@ class Requirement(epp.Params, frozen=True):
     """One entry of `matchExpressions`."""
 
     key: Annotated[str, msgspec.Meta(min_length=1, description="name of the label")]
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: tuple[str, ...] = ()
+    operator: Annotated[
+        Literal["In", "NotIn", "Exists", "DoesNotExist"], msgspec.Meta(description="what must hold of the label")
+    ]
+    values: Annotated[tuple[str, ...], msgspec.Meta(description="for In and NotIn")] = ()
 
     def __post_init__(self) -> None:
         needs_values = self.operator in ("In", "NotIn")

@@ -44,9 +44,9 @@ class SessionIdSource(epp.Params, frozen=True):
     empty: the default one.
     """
 
-    header: str = ""
-    attribute: str = ""
-    producer: str = ""
+    header: Annotated[str, msgspec.Meta(description="request header with the id")] = ""
+    attribute: Annotated[str, msgspec.Meta(description="or: type of the attribute with the id")] = ""
+    producer: Annotated[str, msgspec.Meta(description="plugin that sets the attribute; empty: the default one")] = ""
 
     def __post_init__(self) -> None:
         if bool(self.header) == bool(self.attribute):
@@ -65,9 +65,11 @@ class SessionIdSource(epp.Params, frozen=True):
 class SessionIdConfig(epp.Params, frozen=True):
     """For the strategy `session_id`. `sources`: the first that has an id wins; none: the header `x-session-id`."""
 
-    sources: tuple[SessionIdSource, ...] = ()
-    eviction_ttl_seconds: Annotated[float, msgspec.Meta(gt=0)] = 300.0
-    eviction_sweep_seconds: Annotated[float, msgspec.Meta(gt=0)] = 10.0
+    sources: Annotated[
+        tuple[SessionIdSource, ...], msgspec.Meta(description="the first with an id wins; none: header x-session-id")
+    ] = ()
+    eviction_ttl_seconds: Annotated[float, msgspec.Meta(gt=0, description="how long an unused session is kept")] = 300.0
+    eviction_sweep_seconds: Annotated[float, msgspec.Meta(gt=0, description="how often old ones are cleared")] = 10.0
 
 
 class SessionAffinityParams(epp.Params, frozen=True):
@@ -80,11 +82,11 @@ class SessionAffinityParams(epp.Params, frozen=True):
         str, msgspec.Meta(description="profile whose endpoint the session is pinned to; empty: the primary one")
     ] = ""
     encoded_endpoint_header_config: Annotated[
-        EncodedEndpointHeaderConfig, msgspec.Meta(description="header of encoded_endpoint_header")
+        EncodedEndpointHeaderConfig, msgspec.Meta(description="of encoded_endpoint_header")
     ] = EncodedEndpointHeaderConfig()
     session_id_config: Annotated[
         SessionIdConfig,
-        msgspec.Meta(description="sources, evictionTtlSeconds and evictionSweepSeconds of session_id"),
+        msgspec.Meta(description="of session_id"),
     ] = SessionIdConfig()
 
 

@@ -31,7 +31,10 @@ _COLUMNS = {"running-requests": "running", "waiting-queue": "waiting", "kv-cache
 class Condition(epp.Params, frozen=True):
     """One limit."""
 
-    metric: Literal["active-requests", "running-requests", "waiting-queue", "kv-cache-utilization"]
+    metric: Annotated[
+        Literal["active-requests", "running-requests", "waiting-queue", "kv-cache-utilization"],
+        msgspec.Meta(description="what is compared"),
+    ]
     max_value: Annotated[float, msgspec.Meta(ge=0, description="largest value that passes")]
 
     def __post_init__(self) -> None:

@@ -125,8 +125,10 @@ class TestToken:
         prefill.on_response_headers(without, untouched)
         assert untouched.set_headers == {}
 
-    def test_says_its_strategy(self) -> None:
-        assert plugin(SessionAffinityFilter).dump_state() == {"strategy": "encoded_endpoint_header"}
+    def test_needs_nobody_and_says_its_strategy(self) -> None:
+        affinity = plugin(SessionAffinityFilter)
+        assert list(affinity.consumes) == list(affinity.consumes_if_present) == []
+        assert affinity.dump_state() == {"strategy": "encoded_endpoint_header"}
 
 
 SESSION_ID = {"strategy": "session_id"}
