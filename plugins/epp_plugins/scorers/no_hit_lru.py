@@ -8,7 +8,7 @@ least recently used first: max(0, 1 - (never used + position) / (n - 1)). A sing
 picked for a cold request, by the primary profile and by the profile `prefill`, become the most recently used ones.
 
 Parameters: `lruSize` (1024): endpoints to remember; `prefixMatchInfoProducerName` (approx-prefix-cache-producer): whose
-matches are read.
+matches are read. `prefixPluginType` and `prefixPluginName` are accepted for old configurations and have no effect.
 
 Metrics: none; the state dump shows the order. Failure: without match information every request counts as cold.
 """
@@ -36,6 +36,8 @@ class NoHitLRUScorerParams(epp.Params, frozen=True):
     prefix_match_info_producer_name: Annotated[
         str, msgspec.Meta(min_length=1, description="producer whose matches are read")
     ] = DEFAULT_PREFIX_PRODUCER
+    prefix_plugin_type: Annotated[str, msgspec.Meta(description="deprecated, no effect")] = ""
+    prefix_plugin_name: Annotated[str, msgspec.Meta(description="deprecated, no effect")] = ""
 
 
 class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
@@ -48,6 +50,11 @@ class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
         super().__init__(params, context)
         self._order = RowOrder(params.lru_size)
         self._cold = epp.DataKey(_COLD, self.name)
+        if params.prefix_plugin_type or params.prefix_plugin_name:
+            context.log.warning(
+                "prefixPluginType and prefixPluginName have no effect: use prefixMatchInfoProducerName (here: %s)",
+                params.prefix_match_info_producer_name,
+            )
         context.table.on_removed(lambda row, _: self._order.forget(row))
 
     @property

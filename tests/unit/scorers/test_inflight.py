@@ -28,7 +28,17 @@ class TestActiveRequest:
         assert scorer.score(request(), endpoints(inflight_requests=[4, 0])).tolist() == [1.0, 1.0]
 
     def test_brings_its_producer(self) -> None:
-        assert plugin(ActiveRequestScorer).consumes == ((epp.INFLIGHT_LOAD, "inflight-load-producer"),)
+        assert tuple(plugin(ActiveRequestScorer).consumes) == ((epp.INFLIGHT_LOAD, "inflight-load-producer"),)
+
+    def test_another_producer(self) -> None:
+        scorer = plugin(ActiveRequestScorer, {"inFlightLoadProducerName": "mine"})
+        assert list(scorer.consumes) == [(epp.INFLIGHT_LOAD, "mine")]
+        candidates = endpoints(2, **{"inflight_requests/mine": [2, 1], "inflight_requests": [0, 9]})
+        assert scorer.score(request(), candidates).tolist() == [0.0, 0.5]
+
+    def test_a_former_parameter_is_accepted_with_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        plugin(ActiveRequestScorer, {"requestTimeout": "2m"})
+        assert "requestTimeout has no effect" in caplog.text
 
     @pytest.mark.parametrize("parameters", [{"idleThreshold": -1}, {"maxBusyScore": 1.5}])
     def test_refused_parameters(self, parameters: dict[str, float]) -> None:

@@ -159,6 +159,10 @@ class TestNoHitLRU:
         scorer.on_picked(cold, picked(candidates, default=0))
         assert scorer.score(request(), candidates)[[0, 1, 199]].tolist() == pytest.approx([0.0, 1.0, 1 - 198 / 199])
 
+    def test_former_parameters_are_accepted_with_a_warning(self, caplog: pytest.LogCaptureFixture) -> None:
+        plugin(NoHitLRUScorer, {"prefixPluginType": "prefix-cache-scorer", "prefixPluginName": "p"})
+        assert "use prefixMatchInfoProducerName (here: approx-prefix-cache-producer)" in caplog.text
+
     def test_in_a_pool(self) -> None:
         pool = assemble(
             """
