@@ -34,3 +34,6 @@ class Recorder(Protocol):
         self, request: InferenceRequest, response: InferenceResponse, itl_counts: list[int] | None, now: float
     ) -> None:
         """The answer has ended, however (`response.cause`). Called once per `began`."""
+
+    def processed(self, seconds: float) -> None:
+        """Time spent on one response outside its body chunks: headers, hooks, usage, end."""

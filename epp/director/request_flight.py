@@ -35,6 +35,7 @@ class RequestFlight:
         "_itl",
         "_itl_bounds",
         "_parser",
+        "_processing",
         "_recorder",
         "_span",
         "decision",
@@ -62,10 +63,12 @@ class RequestFlight:
         self._itl: list[int] | None = None
         self._itl_bounds = recorder.itl_bounds
         self._span: Span | None = None
+        self._processing = 0.0
         recorder.began(request, clock())
 
     def response_headers(self, status: int, headers: Mapping[str, str], served: str) -> None:
         """The server answered. `served` "" keeps the picked endpoint."""
+        began = self._clock()
         response = self.response
         response.status = status
         response.headers = headers
@@ -73,6 +76,7 @@ class RequestFlight:
         if served:
             response.served = served
         self._run(self._hooks.headers)
+        self._processing = self._clock() - began
 
     def chunk(self, now: float, size: int) -> None:
         """A non-empty body chunk passed by. The hot path: one call per token."""
@@ -116,9 +120,13 @@ class RequestFlight:
         if self._ended:
             return
         self._ended = True
+        began = self._clock()
         self.response.cause = cause
         self._run(self._hooks.end)
-        self._recorder.ended(self.request, self.response, self._itl, self._clock())
+        now = self._clock()
+        self._recorder.ended(self.request, self.response, self._itl, now)
+        if self.response.status:
+            self._recorder.processed(self._processing + now - began)
         if self._span is not None:
             self._span.end()
 

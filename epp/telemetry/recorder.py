@@ -85,6 +85,10 @@ class MetricsRecorder:
         self._usage(series, response, duration)
         self._latencies(series, request, response, itl_counts, duration)
 
+    def processed(self, seconds: float) -> None:
+        """Time spent on one response outside its body chunks."""
+        self._metrics.response_processing.observe(seconds)
+
     def _usage(self, series: RequestSeries, response: InferenceResponse, duration: float) -> None:
         usage = response.usage
         if usage.prompt_tokens:

@@ -78,6 +78,9 @@ class Journal:
     def ended(self, request: Any, response: epp.InferenceResponse, itl_counts: Any, now: float) -> None:
         self.events.append(("ended", str(response.cause), itl_counts))
 
+    def processed(self, seconds: float) -> None:
+        self.events.append(("processed", seconds))
+
     def named(self, name: str) -> list[tuple[Any, ...]]:
         return [event for event in self.events if event[0] == name]
 
@@ -274,6 +277,7 @@ def test_a_request_is_decided_in_place_and_lives_until_its_end(bench: Bench) -> 
     flight.end(epp.TerminationCause.ERROR)
     assert bench.spy.calls[3:] == ["on_response_headers", "on_first_chunk", "on_response_end"]
     assert bench.journal.named("ended") == [("ended", "natural", [1, 1, 1])]
+    assert len(bench.journal.named("processed")) == 1
     response = flight.response
     assert (response.served, response.body_size, response.first_chunk_at) == ("10.0.0.9:1", 40, 101.0)
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (9, 7)
