@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from epp.api.errors import ConfigError
-from epp.api.keys import DEFAULT_PRODUCERS, INFLIGHT_LOAD, TOKENIZED_PROMPT, DataKey
+from epp.api.keys import DEFAULT_PRODUCERS, TOKENIZED_PROMPT, DataKey
 from epp.api.plugin import Plugin
 from epp.config.errors import did_you_mean
 
-SHARED = frozenset({TOKENIZED_PROMPT, INFLIGHT_LOAD})
-"""Types with one slot, whoever fills it (`request.prompt`, the in-flight columns): any producer of them will do."""
+SHARED = frozenset({TOKENIZED_PROMPT})
+"""Types with one slot, whoever fills it (`request.prompt`): any producer of them will do. The in-flight columns are not
+among them: a renamed producer fills columns of its own, and a consumer of the default ones would read zeros."""
 
 PluginMap = Mapping[str, Plugin[Any]]
 

@@ -239,12 +239,21 @@ def test_missing_producers_are_added_with_what_they_need() -> None:
     assert made.warnings == ()
 
 
-def test_a_renamed_producer_fills_a_slot_that_all_share() -> None:
+def test_a_renamed_producer_fills_the_one_prompt_that_all_share() -> None:
+    made = built(
+        "plugins: [{name: mine, type: token-producer}, "
+        "{type: score, parameters: {reads: [TokenizedPrompt/token-producer]}}]"
+    )
+    assert [p.name for p in made.plugins.producers] == ["mine"]
+
+
+def test_a_renamed_in_flight_producer_does_not_fill_the_default_columns() -> None:
     made = built(
         "plugins: [{name: mine, type: inflight-load-producer}, "
         "{type: score, parameters: {reads: [InFlightLoadDataKey/inflight-load-producer]}}]"
     )
-    assert [p.name for p in made.plugins.producers] == ["mine"]
+    assert [p.name for p in made.plugins.producers] == ["mine", "inflight-load-producer"]
+    assert "it does not read mine" in made.warnings[0]
 
 
 def test_a_second_producer_that_is_not_read_is_pointed_out() -> None:
