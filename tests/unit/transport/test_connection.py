@@ -497,3 +497,37 @@ def test_a_stream_costs_little(peer: Any) -> None:
     finally:
         tracemalloc.stop()
     assert kept / 1000 < 1000
+
+
+def test_long_status_messages_are_cut_at_a_whole_sequence(peer: Any) -> None:
+    peer.open()
+    peer.calls[0].call.finish(13, "\u20ac" * 1000)
+    message = peer.headers(peer.take()[0])["grpc-message"]
+    assert message == "%E2%82%AC" * (1024 // 9)
+
+
+def test_a_resized_table_and_many_different_blocks(peer: Any) -> None:
+    for index in range(300):  # more than are remembered
+        block = peer.encoder.encode([*_request("/t/Sink"), (f"n{index % 2}", "v")])
+        update = b"\x20\x3f\xe1\x1f" if index == 150 else b""  # to nothing and back to 4096
+        if update:
+            peer.encoder = type(peer.encoder)()
+            block = peer.encoder.encode([*_request("/t/Sink"), ("n0", "v")])
+        peer.frame(f.HEADERS, f.END_HEADERS, 2 * index + 1, update + block)
+    assert len(peer.calls) == 300
+    assert {dict(recorder.call.metadata).get(b"n0") for recorder in peer.calls} == {b"v", None}
+
+
+def test_blocks_are_remembered_up_to_a_bound(peer: Any) -> None:
+    for index in range(600):
+        literal = b"\x00\x01n" + bytes((3,)) + b"%03d" % index  # a literal enters no table
+        peer.frame(f.HEADERS, f.END_HEADERS, 2 * index + 1, _literal_request() + literal)
+    assert [dict(recorder.call.metadata)[b"n"] for recorder in peer.calls] == [b"%03d" % index for index in range(600)]
+
+
+def _request(path: str) -> list[tuple[str, str]]:
+    return [(":method", "POST"), (":scheme", "http"), (":path", path), ("content-type", "application/grpc")]
+
+
+def _literal_request() -> bytes:
+    return b"\x83\x86\x04\x07/t/Sink" + b"\x0f\x10\x10application/grpc"
