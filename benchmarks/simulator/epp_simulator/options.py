@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
+from epp.config.duration import Duration
+
 FAILURES = ("rate_limit", "invalid_api_key", "context_length", "server_error", "invalid_request", "model_not_found")
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _option(default: Any, text: str, kind: str = "") -> Any:
@@ -179,7 +180,4 @@ def duration(value: Any) -> float:
     text = str(value).strip()
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text) / 1000
-    parts = re.findall(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise ValueError("not a duration; write 100ms, 750us or 1.5s")
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return float(Duration.parse(text))
