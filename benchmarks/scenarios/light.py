@@ -48,7 +48,7 @@ CASES = (
 async def run(bench: Bench, outcome: Outcome) -> None:
     """All gateways are alive; they are measured in turn."""
     rate = bench.pick(smoke=20.0, quick=40.0, full=40.0)
-    seconds, warm_up, tokens = bench.pick(smoke=(0.5, 0.2, 5), quick=(4.0, 1.0, 100), full=(8.0, 2.0, 100))
+    seconds, warm_up, tokens = bench.pick(smoke=(0.5, 0.1, 3), quick=(4.0, 1.0, 100), full=(8.0, 2.0, 100))
     arguments = ["--rate", str(rate), "--seconds", str(seconds), "--warm-up", str(warm_up), "--tokens", str(tokens)]
     command = " ".join(["benchmarks.load.http_load", *arguments])
     table = Table(f"{rate:g} requests/s, medians of {bench.rounds} runs", COLUMNS, [])
@@ -56,7 +56,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     latency = ("--inter-token-latency", "10ms", "--time-to-first-token", "5ms")
     limits = ("--max-model-len", "200000", "--max-num-seqs", "1000")
     async with simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as servers:
-        for flavour, tls, collecting in bench.pick(smoke=CASES[:2], quick=CASES[:3], full=CASES):
+        for flavour, tls, collecting in bench.pick(smoke=CASES[1:2], quick=CASES[:3], full=CASES):
             runs: list[Figures] = []
             async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (process, envoy):
                 for number in range(bench.rounds):

@@ -32,10 +32,10 @@ COLUMNS = columns(
 async def run(bench: Bench, outcome: Outcome) -> None:
     """A fresh picker for each number of connections: memory that a process once had, it keeps."""
     streams = bench.pick(smoke=50, quick=5000, full=5000)
-    hold = bench.pick(smoke=1.0, quick=15.0, full=20.0)
+    hold = bench.pick(smoke=0.5, quick=15.0, full=20.0)
     table = Table("RSS of the picker", COLUMNS, [])
     outcome.tables.append(table)
-    for connections in bench.pick(smoke=(1, 5), quick=(1, 200), full=(1, 200)):
+    for connections in bench.pick(smoke=(5,), quick=(1, 200), full=(1, 200)):
         load = Load(
             body=BODY, chunks=1, streams=streams, connections=connections, token_ms=hold * 1e3, once=streams,
             seconds=hold + 60, warm_up=0,
