@@ -434,7 +434,7 @@ async def test_drain_under_load_fails_no_call() -> None:
 
         callers = [asyncio.create_task(caller()) for _ in range(4)]
         await eventually(lambda: done > 20)
-        drain = asyncio.create_task(running.server.drain(0.5))
+        drain = asyncio.create_task(running.server.drain(30))
         before = done
         await eventually(lambda: done > before + 20)
         stop = True
