@@ -36,7 +36,7 @@ SCRAPE_INTERVAL = "scrape_interval"
 A value younger than about twice this is as fresh as it can be; also when the pool has just woken up, and the interval
 that is aimed at now is much shorter than the one that made the value old."""
 
-_ACTIVE_TICK = 0.01
+_ACTIVE_TICK = 0.015
 _IDLE_TICK = 0.025
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
 _UNMETERED = 1.3
