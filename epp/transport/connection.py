@@ -132,6 +132,12 @@ class Connection:
     def take(self) -> bytes:
         """Bytes for the peer."""
         outbox = self.outbox
+        if outbox.ready:
+            outbox.pump()
+        if outbox.ended:
+            outbox.say_farewell()
+        # Only now: what has just left, or was dropped, may be what the credit waited for, and a peer that is out of
+        # credit and has its windows wide open sends nothing that would bring us back here.
         if self._credit < self._low_credit and not self.dead:
             self._replenish_connection()
         return outbox.take()

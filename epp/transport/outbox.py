@@ -104,15 +104,16 @@ class Outbox:
                 stream.in_line = True
                 ready.append(stream)
 
-    def take(self) -> bytes:
-        """Everything to be written now. Streams that ended by their own word hear of it."""
-        if self.ready:
-            self.pump()
-        self._written = 0
+    def say_farewell(self) -> None:
+        """Streams that ended by their own word hear of it; what they do then may end others."""
         while self.ended:
             ended, self.ended = self.ended, []
             for stream, reason in ended:
                 stream.farewell(reason)
+
+    def take(self) -> bytes:
+        """Everything to be written now."""
+        self._written = 0
         frames = self.frames
         if self.urgent:
             frames[:0] = self.urgent

@@ -137,6 +137,24 @@ def test_who_leaves_replies_lying_gets_no_credit_until_it_takes_them(make_peer: 
     assert sorted(credits + late) == [(0, 60_000), (stream, 60_000)]
 
 
+def test_credit_that_waited_for_a_full_socket_comes_with_the_last_reply(make_peer: Any) -> None:
+    """The peer's windows are wide open and its credit is used up: it has no reason to send anything first."""
+    limits = Limits(stream_window=200_000, connection_window=100_000, unsent_connection=0)
+    peer = make_peer(limits=limits)
+    stream = peer.open()
+    peer.take()
+    peer.connection.outbox.set_writable(False)
+    for _ in range(11):
+        peer.message(stream, bytes(4_995))
+    assert [frame.kind for frame in peer.take()] == ["HEADERS"]  # no reply may leave, and no credit is given
+    peer.connection.outbox.set_writable(True)
+    out = peer.take()
+    assert sum(size for _, size in data_frames(out)) == 55_000
+    assert [(frame.stream_id, WORD.unpack(frame.payload)[0]) for frame in out if frame.kind == "WINDOW_UPDATE"] == [
+        (0, 55_000)
+    ]
+
+
 def test_no_credit_for_a_stream_that_will_send_no_more(make_peer: Any) -> None:
     peer = make_peer(limits=Limits(stream_window=65_535, connection_window=1 << 20))
     stream = peer.open("/t/Sink")
