@@ -22,7 +22,7 @@ from epp.demo.envoy_config import Gateway
 from epp.demo.picker import PickerProcess, Served
 from epp.demo.ports import free_ports
 
-SUMMARY = "through a real Envoy: CPU of picker and Envoy in full duplex and in light mode, at two rates"
+SUMMARY = "through a real Envoy: CPU of picker and Envoy in full duplex and in light mode, at three rates"
 SERVERS = 8
 MOST_US = 700.0
 
@@ -30,6 +30,7 @@ MOST_US = 700.0
 # its timers count; in light mode the tokens do not pass it, so that short answers leave the machine room for more.
 SLOW = (40.0, 100)
 BRISK = (200.0, 5)
+BUSY = (500.0, 2)
 
 COLUMNS = columns(
     ("mode", "mode"),
@@ -48,6 +49,7 @@ CASES = (
     ("light", False, True, SLOW),
     ("light", False, False, BRISK),
     ("light", False, True, BRISK),
+    ("light", False, True, BUSY),
     ("standalone", True, False, SLOW),
     ("light", True, False, SLOW),
 )
