@@ -1,0 +1,1 @@
+"""What model servers tell about their KV caches: ZMQ subscriptions, event decoding, sequence gaps and replay."""
