@@ -74,7 +74,7 @@ async def measure(ports: list[int], picks: float, seconds: float) -> dict[str, A
     while np.isnan(table.columns["waiting"][table.rows]).any():  # noqa: ASYNC110 - a column announces nothing
         await asyncio.sleep(0.01)
     if picks:
-        table.columns["picked_at"][table.rows] = time.monotonic()
+        table.picked(table.rows.tolist(), time.monotonic())
     await asyncio.sleep(2.0)
     ages: list[float] = []
     fetches, cpu, began = collector.fetches, time.process_time(), time.monotonic()
@@ -82,7 +82,7 @@ async def measure(ports: list[int], picks: float, seconds: float) -> dict[str, A
         while picks and len(ages) < elapsed * picks:
             row, now = int(rng.choice(table.rows)), time.monotonic()
             ages.append(now - float(table.columns["scraped_at"][row]))
-            table.columns["picked_at"][row] = now
+            table.picked((row,), now)
         await asyncio.sleep(0.01 if picks else seconds)
     cpu, wall = time.process_time() - cpu, time.monotonic() - began
     fetched = collector.fetches - fetches

@@ -82,6 +82,7 @@ class EndpointTable:
         self.version = 0
         self._removed: list[Callable[[int, Endpoint], None]] = []
         self._added: list[Callable[[int, Endpoint], None]] = []
+        self._picked: list[Callable[[int, float], None]] = []
         for name, default in BASE_COLUMNS.items():
             self.add_column(name, default)
 
@@ -143,6 +144,17 @@ class EndpointTable:
     def on_removed(self, notify: Callable[[int, Endpoint], None]) -> None:
         """Call `notify(row, endpoint)` after each endpoint that goes away."""
         self._removed.append(notify)
+
+    def on_picked(self, notify: Callable[[int, float], None]) -> None:
+        """Call `notify(row, now)` for each pick, before `picked_at` changes. It must cost next to nothing."""
+        self._picked.append(notify)
+
+    def picked(self, rows: Sequence[int], now: float) -> None:
+        """A request goes to these rows."""
+        for row in rows:
+            for notify in self._picked:
+                notify(row, now)
+            self.columns["picked_at"][row] = now
 
     def row_of(self, host_port: str) -> int | None:
         """The row of an `ip:port`, None when unknown."""

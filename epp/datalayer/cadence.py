@@ -65,19 +65,35 @@ def intervals(
     `cost` is CPU seconds per fetch, `sources` the number of adaptive sources every endpoint is fetched from.
     """
     count = since_pick.size
-    round_time = count * sources * cost / settings.cpu_budget
     if not is_active(settings, since_pick):
+        round_time = count * sources * cost / settings.cpu_budget
         return np.full(count, max(settings.idle_interval, settings.refresh_interval, round_time))
-    base = max(settings.active_interval, settings.refresh_interval, round_time)
+    base = _base_interval(settings, cost, sources, count)
     hot: BoolArray = (since_pick <= settings.hot_for) | (since_pick < since_fetch)
     hot &= since_pick <= settings.idle_after  # a pick that a dead endpoint never answered does not keep it hot
     result = np.full(count, base)
     hot_count = int(np.count_nonzero(hot))
     if hot_count:
-        left = settings.cpu_budget - (count - hot_count) * sources * cost / base
-        fastest = hot_count * sources * cost / left if left > 0 else base
-        result[hot] = min(max(fastest, settings.refresh_interval), base)
+        result[hot] = _hot_interval(settings, cost, sources, count, hot_count)
     return result
+
+
+def hot_interval(settings: CollectorSettings, cost: float, sources: int, wanted: FloatArray) -> float:
+    """What a row that is picked now would be asked for, given the `intervals` of an active pool before that pick."""
+    base = _base_interval(settings, cost, sources, wanted.size)
+    hot_count = int(np.count_nonzero(wanted < base))
+    return _hot_interval(settings, cost, sources, wanted.size, max(hot_count, 1))
+
+
+def _base_interval(settings: CollectorSettings, cost: float, sources: int, count: int) -> float:
+    return max(settings.active_interval, settings.refresh_interval, count * sources * cost / settings.cpu_budget)
+
+
+def _hot_interval(settings: CollectorSettings, cost: float, sources: int, count: int, hot_count: int) -> float:
+    base = _base_interval(settings, cost, sources, count)
+    left = settings.cpu_budget - (count - hot_count) * sources * cost / base
+    fastest = hot_count * sources * cost / left if left > 0 else base
+    return min(max(fastest, settings.refresh_interval), base)
 
 
 def backed_off(settings: CollectorSettings, wanted: FloatArray, failures: FloatArray) -> FloatArray:

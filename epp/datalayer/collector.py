@@ -1,8 +1,9 @@
 """Keeps the endpoint table fresh: fetches every source from every endpoint, at the pace of `cadence.py`.
 
 One timer drives everything. At each tick the intervals of all rows are computed as columns; the rows that are overdue
-are fetched on their kept connections, the most overdue first. Because the interval is computed anew from the last
-fetch at every tick, a pick after a long idle time takes effect at the next tick (at most 25 ms later), and the stale
+are fetched on their kept connections, the most overdue first. The next tick comes when the next row is due, and not
+before: waking up for nothing costs a quarter of a millisecond on a machine that does other things in between. A pick
+that makes a row due earlier moves the timer, so that a pick after a long idle time takes effect at once, and the stale
 rows follow as fast as the budget allows. Nothing waits for anything: a slow server occupies its own connection only.
 
 The law, its reasons and measured figures are in `docs/data-layer.md`.
@@ -23,7 +24,7 @@ import numpy as np
 
 from epp.api.endpoints import Endpoint, EndpointTable, FloatArray, IntArray
 from epp.api.plugin import Clock, DataSource, Extractor
-from epp.datalayer.cadence import CollectorSettings, backed_off, intervals, is_active
+from epp.datalayer.cadence import CollectorSettings, backed_off, hot_interval, intervals, is_active
 from epp.datalayer.failures import FailureLog
 from epp.datalayer.http_get import CpuMeter, HttpGet, ReadBuffer
 from epp.datalayer.http_response import HttpError, HttpResponse
@@ -36,10 +37,8 @@ SCRAPE_INTERVAL = "scrape_interval"
 A value younger than about twice this is as fresh as it can be; also when the pool has just woken up, and the interval
 that is aimed at now is much shorter than the one that made the value old."""
 
-_ACTIVE_TICK = 0.015
-_IDLE_TICK = 0.025
-_PICKED_TICK = 0.03
-_LONGEST_SKIP = 0.1  # a fetch that never ends is given up this much later at most
+_TICK = 0.015  # the shortest time between two ticks: what is due within it is fetched together
+_LONGEST_SLEEP = 1.0
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
 _UNMETERED = 1.3
 _FIRST_GUESS = 500e-6  # CPU seconds per fetch, until measured
@@ -118,14 +117,15 @@ class Collector:
         self._allowance = 0.0
         self._ticked = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = float("inf")
         self._running = False
         self._active = False
-        self._next = float("-inf")  # when something is due next; before that a tick has nothing to do
-        self._latest_pick = float("-inf")
-        self._ticked_in_full = float("-inf")
+        self._next = float("-inf")  # when something is due next
+        self._hot_interval = self.settings.refresh_interval  # of rows that have just been picked, at the last tick
         table.add_column(SCRAPE_INTERVAL)
         table.on_added(self._on_added)
         table.on_removed(self._on_removed)
+        table.on_picked(self._on_picked)
 
     async def start(self) -> None:
         """Begin; endpoints that are already there are fetched at once, spread as the budget demands."""
@@ -135,7 +135,7 @@ class Collector:
             endpoint = self.table.endpoints[row]
             if endpoint is not None:
                 self._on_added(row, endpoint)
-        self._schedule(0.0)
+        self._schedule(self._clock(), 0.0)
 
     async def stop(self) -> None:
         """Close all connections; results under way are dropped."""
@@ -170,7 +170,6 @@ class Collector:
     def _on_added(self, row: int, endpoint: Endpoint) -> None:
         if not self._running:
             return
-        self._next = float("-inf")
         generation = int(self.table.generation[row])
         for lane in self._lanes:
             lane.resize(len(self.table.endpoints))
@@ -195,6 +194,9 @@ class Collector:
                 continue
             lane.clients[row] = client
             lane.present[row] = True
+        now = self._clock()
+        if self._timer_at > now + _TICK:
+            self._schedule(now, _TICK)
 
     def _on_removed(self, row: int, endpoint: Endpoint) -> None:
         for lane in self._lanes:
@@ -205,37 +207,39 @@ class Collector:
                 lane.busy[row] = False
         self._failures.forget(endpoint)
 
+    def _on_picked(self, row: int, now: float) -> None:
+        """A pick makes its row hot, and wakes an idle pool: then something may be due before the timer."""
+        if now + _TICK >= self._timer_at or not self._running:
+            return
+        if self._active:
+            first = min((float(lane.started[row]) for lane in self._lanes if lane.present[row]), default=np.inf)
+            due = first + self._hot_interval
+        else:
+            due = now
+        due = max(due, self._ticked + _TICK)
+        if due < self._timer_at:
+            self._schedule(now, due - now)
+
     # The timer.
 
-    def _schedule(self, delay: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+    def _schedule(self, now: float, delay: float) -> None:
+        """The next tick, `delay` seconds after `now`."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = now + delay
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, delay), self._on_timer)
 
     def _on_timer(self) -> None:
         if not self._running:
             return
         now = self._clock()
+        self._next = now + _LONGEST_SLEEP
         try:
-            if self._is_due(now):
-                self._next = now + _LONGEST_SKIP
-                self._tick(now)
-                self._ticked_in_full = now
+            self._tick(now)
         except Exception:
             log.exception("The collector failed at one tick; it goes on with the next")
         finally:
-            self._schedule(_ACTIVE_TICK if self._active else _IDLE_TICK)
-
-    def _is_due(self, now: float) -> bool:
-        """Whether a tick can change anything: something is due, or a pick came since the last one.
-
-        The look at the picks costs a tenth of a tick. While picks come all the time, every second tick is enough for
-        the fastest rate there is.
-        """
-        latest = float(self.table.columns["picked_at"].max())
-        picked = latest > self._latest_pick
-        if now < self._next and not (picked and now - self._ticked_in_full >= _PICKED_TICK):
-            return False
-        self._latest_pick = latest
-        return True
+            self._schedule(now, max(self._next - now, _TICK))
 
     def _tick(self, now: float) -> None:
         self._measure(now)
@@ -257,6 +261,7 @@ class Collector:
                     since_pick=picked,
                     since_fetch=since_fetch,
                 )
+                self._hot_interval = hot_interval(self.settings, self.cost, self._adaptive, wanted)
                 wanted = np.maximum(wanted, _POLITENESS * lane.took[here])
                 lane.aim[here] = wanted
                 longest = self.table.columns[SCRAPE_INTERVAL]
@@ -275,9 +280,13 @@ class Collector:
             self._metered, self._counted = self._meter.total, self.fetches
             self.cost += (sample - self.cost) * (1.0 - 0.98**fetched)
             self.cost = max(self.cost, 1e-6)
-        earned = (now - self._ticked) * 1.25 * self.settings.cpu_budget / self.cost
+        earned = (now - self._ticked) * self._earning()
         self._allowance = min(self._allowance + earned, max(1.0, _BURST / self.cost))
         self._ticked = now
+
+    def _earning(self) -> float:
+        """Fetches per second that the budget pays for, with room to catch up."""
+        return 1.25 * self.settings.cpu_budget / self.cost
 
     def _start_overdue(
         self, lane: _Lane, rows: IntArray, since_fetch: FloatArray, wanted: FloatArray, now: float
@@ -288,12 +297,14 @@ class Collector:
         room = int(self._allowance) if lane.binding.source.interval is None else int(max(1.0, _BURST / self.cost))
         if ready.size > room:
             ready = ready[np.argsort(-lateness[ready], kind="stable")[:room]]
+        left = due - since_fetch
         if lane.binding.source.interval is None:
             self._allowance -= ready.size
+            left = np.maximum(left, (1.0 - self._allowance) / self._earning())  # before that none is affordable
         jitter = self.settings.jitter
-        left = due - since_fetch
         left[ready] = due[ready]
-        left[lane.busy[rows] & (left <= 0.0)] = np.inf  # slow: its end or the time limit comes first
+        busy = lane.busy[rows]
+        left[busy] = np.maximum(left[busy], self.settings.timeout - since_fetch[busy])  # slow: it is given up then
         self._next = min(self._next, now + float(left.min()))
         for row in rows[ready].tolist():
             lane.started[row] = now

@@ -302,7 +302,7 @@ class Director:
     ) -> RequestFlight:
         """From here on the request is in flight: whatever happens, `flight.end` gives back what `on_picked` took."""
         target = result.target
-        self.table.columns["picked_at"][list(target.rows)] = self._clock()
+        self.table.picked(target.rows, self._clock())
         flight = RequestFlight(request, result, parser, self._recorder, self._response_hooks, self._clock)
         try:
             for guarded in self._on_picked:

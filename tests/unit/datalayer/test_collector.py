@@ -127,10 +127,39 @@ async def test_a_pick_wakes_an_idle_pool(serve: Any, until: Until) -> None:
     await until(lambda: bench.pages(row) == bench.pages(sibling) == 1)
     await asyncio.sleep(0.1)
     assert bench.pages(row) == 1
-    bench.table.columns["picked_at"][row] = time.monotonic()
+    bench.table.picked((row,), time.monotonic())
     await until(lambda: bench.pages(row) >= 2 and bench.pages(sibling) >= 2)
     assert bench.collector.state()["active"]
     assert bench.table.columns[SCRAPE_INTERVAL][sibling] == 0.15
+    await bench.collector.stop()
+
+
+async def test_a_pick_makes_its_row_due_before_the_others(serve: Any, until: Until) -> None:
+    server, other = await serve(), await serve()
+    bench = Bench(CollectorSettings(active_interval=3600.0, idle_interval=3600.0))
+    row, sibling = bench.add(server.port), bench.add(other.port, "other")
+    await bench.collector.start()
+    bench.table.picked((row,), time.monotonic())
+    await until(lambda: bench.pages(row) >= 2)
+    assert bench.collector.state()["active"]
+    before = bench.pages(sibling)
+    bench.table.picked((sibling,), time.monotonic())
+    await until(lambda: bench.pages(sibling) > before)
+    await bench.collector.stop()
+
+
+async def test_a_collector_with_nothing_to_do_sleeps(serve: Any, until: Until, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await serve()
+    bench = Bench(CollectorSettings(idle_interval=3600.0))
+    row = bench.add(server.port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) == 1)
+    ticks: list[float] = []
+    tick = bench.collector._tick
+    monkeypatch.setattr(bench.collector, "_tick", lambda now: (ticks.append(now), tick(now)))
+    began = time.monotonic()
+    await asyncio.sleep(0.5)
+    assert len(ticks) <= 2 + (time.monotonic() - began)
     await bench.collector.stop()
 
 
@@ -141,7 +170,7 @@ async def test_a_value_that_is_old_by_plan_is_known_to_be_so_until_it_is_read_an
     await bench.collector.start()
     await until(lambda: bench.pages(row) == 1)
     server.hold.clear()
-    bench.table.columns["picked_at"][row] = time.monotonic()
+    bench.table.picked((row,), time.monotonic())
     await until(lambda: bench.collector.state()["active"])
     assert bench.table.columns[SCRAPE_INTERVAL][row] == 3600.0
     server.hold.set()
@@ -312,7 +341,7 @@ async def test_many_endpoints_are_started_bit_by_bit(serve: Any, until: Until) -
     bench.collector._ticked = time.monotonic()
     first = int(bench.collector._lanes[0].busy.sum())
     assert 1 <= first < 60
-    bench.collector._schedule(0.0)
+    bench.collector._schedule(time.monotonic(), 0.0)
     await until(lambda: bench.collector.fetches >= 60)
     assert all(bench.collector._lanes[0].started[row] > 0 for row in rows)
     await bench.collector.stop()
