@@ -186,17 +186,8 @@ class Counts:
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.open = 0
-        self.total = 0
         self.failures: list[BaseException] = []
         self.violations: list[str] = []
-
-    def opened(self) -> None:
-        self.open += 1
-        self.total += 1
-
-    def closed(self) -> None:
-        self.open -= 1
 
     def failed(self, error: BaseException) -> None:
         self.failures.append(error)

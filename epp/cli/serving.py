@@ -35,7 +35,7 @@ from epp.telemetry.logs import Logging
 from epp.telemetry.metrics import Registry
 from epp.telemetry.pool_metrics import PoolMetrics
 from epp.telemetry.recorder import MetricsRecorder, PluginRecorder
-from epp.telemetry.request_metrics import RequestMetrics
+from epp.telemetry.request_metrics import RequestMetrics, StreamMetrics
 from epp.telemetry.tracing import NullTracer, Tracer, tracer_from_environment
 from epp.transport.call import Handler
 from epp.transport.certificates import CertificateReloader, read_pair, self_signed
@@ -76,7 +76,7 @@ class Picker:
         self._logging = logging_
         self._request_metrics = RequestMetrics(self.registry)
         self._pool_metrics = PoolMetrics(self.registry)
-        self._exchange_metrics = ExchangeMetrics(self.registry, self.clock, streams=options.enable_grpc_stream_metrics)
+        self._exchange_metrics = ExchangeMetrics(self.registry, self.clock)
         if options.legacy_metrics:
             add_legacy_metrics(self.registry)
         self._request_metrics.info(environment.get("COMMIT_SHA", "unknown"), environment.get("BUILD_REF", "unknown"))
@@ -189,6 +189,7 @@ class Picker:
                 max_body_bytes=options.max_request_body_bytes, bypass_response=options.response_bypass
             ),
             observer=self._exchange_metrics,
+            streams=StreamMetrics(self.registry) if options.enable_grpc_stream_metrics else None,
         )
         handlers: dict[str, Handler] = {METHOD: ProcessService(context)}
         if options.health_checking:

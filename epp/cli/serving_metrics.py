@@ -25,32 +25,16 @@ _TRANSPORT = {
 
 
 class ExchangeMetrics:
-    """Implements `epp.extproc.settings.ExchangeObserver`. `streams`: also the opt-in gauge of open streams."""
+    """Implements `epp.extproc.settings.ExchangeObserver`."""
 
-    def __init__(self, registry: Registry, clock: Clock, *, streams: bool) -> None:
+    def __init__(self, registry: Registry, clock: Clock) -> None:
         self._failed = registry.counter(
             "extproc_internal_errors_total", "Failures of the picker inside an exchange, by kind.", ("kind",)
         )
         self._violations = registry.counter(
             "extproc_protocol_violations_total", "Streams ended because the gateway broke the protocol.", ("problem",)
         )
-        self._inflight = None
-        self._total = None
-        if streams:
-            self._inflight = registry.gauge("extproc_streams_inflight", "Streams that are open.").labels()
-            self._total = registry.counter("extproc_streams_total", "Streams that have ended.", ("code",)).labels("OK")
         self._log = RateLimitedLog(log, clock)
-
-    def opened(self) -> None:
-        """A stream began."""
-        if self._inflight is not None:
-            self._inflight.inc()
-
-    def closed(self) -> None:
-        """It ended."""
-        if self._inflight is not None and self._total is not None:
-            self._inflight.dec()
-            self._total.inc()
 
     def failed(self, error: BaseException) -> None:
         """A bug of ours; the request was answered all the same."""

@@ -146,6 +146,12 @@ class Exchange:
         if self.finished is None:
             self.finished = UNAVAILABLE, "the stream was closed"
 
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to tell: the answer has ended, or the gateway was to send nothing more of it."""
+        response = self._response
+        return response is not None and (response.ended or response.quiet)
+
     def _hang_up(self) -> None:
         """After the half-close, and with everything answered."""
         if self.finished is None and self.pending is None and self._response is not None:

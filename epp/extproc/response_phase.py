@@ -194,13 +194,16 @@ class ResponsePhase:
         return [replies.PLAIN_RESPONSE_BODY]
 
     def half_closed(self) -> None:
-        """The gateway will send no more. Whether that is an end or a disconnect depends on what it was to send.
+        """The gateway will send no more: an end if it was to send nothing (`quiet`), else the client went away."""
+        self.close(TerminationCause.NATURAL if self.quiet else TerminationCause.CLIENT_DISCONNECT)
 
-        It sends no body: this is how the end of the answer is told. It never told its modes and sent nothing of an
-        answer: it has no response phase. Otherwise the client went away.
+    @property
+    def quiet(self) -> bool:
+        """Whether the end of the answer is only told by the end of the stream.
+
+        The gateway sends no body, or it never told its modes and sent nothing of an answer: it has no response phase.
         """
-        quiet = self._mode == pb.NONE or (self._mode is None and not self.started)
-        self.close(TerminationCause.NATURAL if quiet else TerminationCause.CLIENT_DISCONNECT)
+        return self._mode == pb.NONE or (self._mode is None and not self.started)
 
     def close(self, cause: TerminationCause) -> None:
         """No more messages. Does nothing after the end."""

@@ -14,6 +14,7 @@ from epp.api.errors import ServiceUnavailable
 from epp.director.flight import Flight
 from epp.extproc.exchange import Exchange
 from epp.extproc.settings import ExchangeContext
+from epp.extproc.stream_status import stream_status
 
 METHOD: Final = "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
@@ -22,6 +23,8 @@ _LOST: Final = frozenset({"disconnected", "aborted"})
 
 class Call(Protocol):
     """What is needed of a call; `epp.transport.call.Call` is one."""
+
+    aborted: int | None
 
     def send(self, message: bytes) -> None:
         """Queue one message."""
@@ -39,19 +42,13 @@ class ProcessService:
 
     def __call__(self, call: Call) -> ProcessStream:
         self.open_streams += 1
-        self.context.observer.opened()
         return ProcessStream(self, call)
-
-    def left(self) -> None:
-        """A stream has ended."""
-        self.open_streams -= 1
-        self.context.observer.closed()
 
 
 class ProcessStream:
     """One call. Replies of a message are sent before the next one is looked at."""
 
-    __slots__ = ("_awaited", "_call", "_exchange", "_finished", "_service", "_task")
+    __slots__ = ("_awaited", "_call", "_exchange", "_finished", "_opened_at", "_service", "_task")
 
     def __init__(self, service: ProcessService, call: Call) -> None:
         self._service = service
@@ -60,6 +57,11 @@ class ProcessStream:
         self._awaited: Awaitable[Flight] | None = None
         self._task: asyncio.Future[Flight] | None = None
         self._finished = False
+        self._opened_at = 0.0
+        streams = service.context.streams
+        if streams is not None:
+            self._opened_at = service.context.clock()
+            streams.opened()
 
     def receive(self, message: bytes) -> None:
         """One message of the gateway."""
@@ -76,9 +78,14 @@ class ProcessStream:
     def closed(self, reason: Enum) -> None:
         """The call is over (`epp.transport.call.CloseReason`)."""
         self._finished = True
+        service = self._service
+        service.open_streams -= 1
+        streams = service.context.streams
+        if streams is not None:
+            code = stream_status(self._exchange, reason, self._call.aborted)
+            streams.closed(code, service.context.clock() - self._opened_at)
         self._exchange.close(lost=reason.value in _LOST)
         self._settle()
-        self._service.left()
 
     def _send(self, messages: list[bytes]) -> None:
         for reply in messages:

@@ -47,12 +47,6 @@ class Decider(Protocol):
 class ExchangeObserver(Protocol):
     """Who counts."""
 
-    def opened(self) -> None:
-        """A stream began."""
-
-    def closed(self) -> None:
-        """It ended; once for each `opened`."""
-
     def failed(self, error: BaseException) -> None:
         """Something that must not fail did; the request was answered, or its response passed on unseen."""
 
@@ -60,14 +54,18 @@ class ExchangeObserver(Protocol):
         """The gateway broke the protocol; the stream ends with a gRPC error."""
 
 
-class NoObserver:
-    """Counts nothing."""
+class StreamObserver(Protocol):
+    """Who counts streams, where that is wanted (`--enable-grpc-stream-metrics`)."""
 
     def opened(self) -> None:
-        pass
+        """A stream began."""
 
-    def closed(self) -> None:
-        pass
+    def closed(self, code: str, seconds: float) -> None:
+        """It ended after so long, with this gRPC status (`OK`, `Canceled`, ...); once for each `opened`."""
+
+
+class NoObserver:
+    """Counts nothing."""
 
     def failed(self, error: BaseException) -> None:
         pass
@@ -85,5 +83,6 @@ class ExchangeContext:
     make_id: Callable[[], str]
     settings: ExchangeSettings = ExchangeSettings()
     observer: ExchangeObserver = field(default_factory=NoObserver)
+    streams: StreamObserver | None = None
     plain_decisions: dict[str, bytes] = field(default_factory=dict)
     """Finished replies per destination, for the usual decision that changes nothing else. Bounded by its user."""

@@ -197,7 +197,7 @@ class RequestMetrics:
 
 
 class StreamMetrics:
-    """Opt-in (`--enable-grpc-stream-metrics`): the gRPC streams of the gateway."""
+    """Opt-in (`--enable-grpc-stream-metrics`): the gRPC streams of the gateway, as `epp.extproc` tells of them."""
 
     def __init__(self, registry: Registry) -> None:
         self._inflight = registry.gauge("extproc_streams_inflight", "Streams that are open.").labels()

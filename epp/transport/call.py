@@ -26,6 +26,8 @@ class Call(Protocol):
     path: str
     metadata: Sequence[tuple[bytes, bytes]]
     peer: str
+    aborted: int | None
+    """The status that it was aborted with; None: it was not."""
 
     def send(self, message: bytes) -> None:
         """Queue one gRPC message (without its 5-byte prefix). Ignored after `finish` and after the end."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import grpc
 
 _INTERNAL = 13
+_UNAVAILABLE = 14
+_RESET_FOLLOWS_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +146,15 @@ class GrpcioServer:
             stream = handler(call)
             reader = asyncio.create_task(self._read(context, call, stream))
             await call.write_all(context)
-            reason = CloseReason.ABORTED if call.aborted else CloseReason.FINISHED
+            reason = CloseReason.FINISHED if call.aborted is None else CloseReason.ABORTED
         except asyncio.CancelledError:
-            reason = CloseReason.ABORTED if self.stopping else CloseReason.RESET
+            if self.stopping:
+                call.aborted = _UNAVAILABLE
+            else:
+                reason = CloseReason.RESET
             raise
         except Exception:
+            call.aborted = _INTERNAL
             self._failed(path)
             context.set_code(_status(_INTERNAL))
             context.set_details("the picker failed to handle the call; see its log")
@@ -168,7 +174,9 @@ class GrpcioServer:
                 await call.writable(self._limits.unsent_stream)
                 message = await context.read()
                 if message is end:
-                    if not context.cancelled():  # a reset ends the reading too
+                    # A reset ends the reading too, and says what it is a moment later.
+                    await asyncio.sleep(_RESET_FOLLOWS_SECONDS)
+                    if not context.cancelled():
                         stream.half_closed()
                     return
                 stream.receive(message)
@@ -215,7 +223,7 @@ class GrpcioCall:
         self.metadata = metadata
         self.peer = peer
         self.unsent = 0
-        self.aborted = False
+        self.aborted: int | None = None
         self._queue: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -238,8 +246,8 @@ class GrpcioCall:
 
     def abort(self, code: int, message: str) -> None:
         """Drop what is queued and write the trailers."""
-        if not self.aborted:
-            self.aborted = True
+        if self.aborted is None:
+            self.aborted = code
             self._queue.clear()
             self.unsent = 0
             self._code = code

@@ -64,6 +64,7 @@ class ServerStream:
         "_out",
         "_queue",
         "_state",
+        "aborted",
         "credit",
         "deliver",
         "expected",
@@ -105,6 +106,7 @@ class ServerStream:
         self.in_line = False
         self.timer: Cancellable | None = None
         self.unsent = 0
+        self.aborted: int | None = None
         self._state = State.FRESH
         self._queue: deque[bytes] | None = None
         self._offset = 0  # bytes of the first queued message that have left
@@ -154,6 +156,7 @@ class ServerStream:
         """
         if self._state is State.CLOSED:
             return
+        self.aborted = code
         cut = self._offset > 0
         self._drop_queue()
         if cut:

@@ -21,6 +21,7 @@ from epp.cli.flags import FlagError, ServeOptions
 from epp.cli.serving import Picker
 from epp.extproc import ext_proc_pb2 as pb
 from epp.extproc.service import METHOD
+from epp.telemetry.exposition import render_now
 from epp.transport.certificates import self_signed
 
 CONFIG = """
@@ -105,7 +106,7 @@ async def serving_status(through: grpc.aio.Channel, service: bytes) -> int:
 
 @pytest.mark.parametrize("transport", ["own", "grpcio"])
 async def test_it_picks_and_tells_its_health(config: str, transport: str) -> None:
-    opts = options(config, secure_serving=False, transport=transport, enable_grpc_stream_metrics=True)
+    opts = options(config, secure_serving=False, transport=transport)
     async with running(opts) as picker, channel(picker) as through:
         assert await pick(through) == "127.0.0.1:9"
         assert await serving_status(through, b"readiness") == 1
@@ -116,6 +117,71 @@ async def test_it_picks_and_tells_its_health(config: str, transport: str) -> Non
         assert await serving_status(through, b"liveness") == 1
         await through.close()
         await draining
+
+
+def message(**parts: Any) -> bytes:
+    """A `ProcessingRequest` in full duplex."""
+    modes = pb.ProtocolConfiguration(
+        request_body_mode=pb.FULL_DUPLEX_STREAMED, response_body_mode=pb.FULL_DUPLEX_STREAMED
+    )
+    return pb.ProcessingRequest(**parts, protocol_config=modes).SerializeToString()
+
+
+async def stream_totals(picker: Picker, expected: dict[str, float]) -> dict[str, float]:
+    """`extproc_streams_total` by code, once it is as expected or a long time has passed."""
+    totals: dict[str, float] = {}
+    for _ in range(200):
+        series = (
+            line for line in render_now(picker.registry).decode().splitlines() if "extproc_streams_total{" in line
+        )
+        totals = {line.split('code="')[1].split('"')[0]: float(line.rsplit(" ", 1)[1]) for line in series}
+        if totals == expected:
+            break
+        await asyncio.sleep(0.05)
+    return totals
+
+
+@pytest.mark.parametrize("transport", ["own", "grpcio"])
+async def test_stream_metrics_tell_how_streams_ended(config: str, transport: str) -> None:
+    get = message(request_headers=pb.HttpHeaders(end_of_stream=True))
+    answered = message(response_headers=pb.HttpHeaders(end_of_stream=True))
+    body = message(request_body=pb.HttpBody(body=b"{}"))
+    opts = options(config, secure_serving=False, transport=transport, enable_grpc_stream_metrics=True)
+    async with running(opts) as picker, channel(picker) as through:
+        process = through.stream_stream(METHOD)
+        whole, reset, wrong = process(), process(), process()
+        for told in (get, answered):
+            await whole.write(told)
+            await whole.read()
+        await whole.done_writing()
+        assert await whole.code() == grpc.StatusCode.OK
+        await reset.write(get)
+        await reset.read()
+        reset.cancel()
+        await wrong.write(body)
+        assert await wrong.code() == grpc.StatusCode.INVALID_ARGUMENT
+        expected = {"OK": 1.0, "Canceled": 1.0, "InvalidArgument": 1.0}
+        assert await stream_totals(picker, expected) == expected
+        page = render_now(picker.registry).decode()
+        assert "llm_d_epp_extproc_streams_inflight 0.0" in page
+        assert "llm_d_epp_extproc_stream_duration_seconds_count 3.0" in page
+
+
+@pytest.mark.parametrize("transport", ["own", "grpcio"])
+async def test_streams_that_the_picker_ends_as_it_stops(config: str, transport: str) -> None:
+    opts = options(config, secure_serving=False, transport=transport, enable_grpc_stream_metrics=True)
+    async with running(opts) as picker, channel(picker) as through:
+        call = through.stream_stream(METHOD)()
+        await call.write(message(request_headers=pb.HttpHeaders(end_of_stream=True)))
+        await call.read()
+        await picker.stop()
+        assert await stream_totals(picker, {"Unavailable": 1.0}) == {"Unavailable": 1.0}
+
+
+async def test_without_the_flag_there_are_no_stream_metrics(config: str) -> None:
+    async with running(options(config, secure_serving=False)) as picker, channel(picker) as through:
+        assert await pick(through) == "127.0.0.1:9"
+        assert b"extproc_stream" not in render_now(picker.registry)
 
 
 @pytest.mark.parametrize("transport", ["own", "grpcio"])

@@ -416,7 +416,5 @@ def test_headers_that_break_us_are_a_500(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_nobody_has_to_observe() -> None:
     observer = NoObserver()
-    observer.opened()
     observer.failed(RuntimeError())
     observer.violated("x")
-    observer.closed()

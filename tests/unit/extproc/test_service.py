@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable
 from typing import Any
 
@@ -31,6 +32,7 @@ class RecordingCall:
 
     def __init__(self) -> None:
         self.told: list[bytes | tuple[int, str]] = []
+        self.aborted: int | None = None
 
     def send(self, message: bytes) -> None:
         self.told.append(message)
@@ -66,13 +68,30 @@ class Gate:
         return self.director.take_off()
 
 
-def begin(director: ObedientDirector, **settings: Any) -> tuple[ProcessService, RecordingCall, ProcessStream, Counts]:
-    counts = Counts()
-    service = ProcessService(
-        ExchangeContext(director, lambda: 0.0, lambda: "id", ExchangeSettings(**settings), observer=counts)
+class Streams:
+    """Keeps how each stream ended."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.ends: list[tuple[str, float]] = []
+
+    def opened(self) -> None:
+        self.open += 1
+
+    def closed(self, code: str, seconds: float) -> None:
+        self.open -= 1
+        self.ends.append((code, seconds))
+
+
+def begin(director: ObedientDirector, **settings: Any) -> tuple[ProcessService, RecordingCall, ProcessStream, Streams]:
+    streams = Streams()
+    times = itertools.count(10.0, 5.0)
+    context = ExchangeContext(
+        director, lambda: next(times), lambda: "id", ExchangeSettings(**settings), observer=Counts(), streams=streams
     )
+    service = ProcessService(context)
     call = RecordingCall()
-    return service, call, service(call), counts
+    return service, call, service(call), streams
 
 
 async def settle() -> None:
@@ -82,8 +101,8 @@ async def settle() -> None:
 
 def test_a_call_from_its_first_message_to_its_end() -> None:
     director = ObedientDirector()
-    service, call, stream, counts = begin(director)
-    assert (service.open_streams, counts.open) == (1, 1)
+    service, call, stream, streams = begin(director)
+    assert (service.open_streams, streams.open) == (1, 1)
     for message in (
         request_headers(),
         request_body(b"{}", True),
@@ -102,7 +121,8 @@ def test_a_call_from_its_first_message_to_its_end() -> None:
         (0, ""),
     ]
     stream.closed(CloseReason.FINISHED)
-    assert (service.open_streams, counts.open, counts.total) == (0, 0, 1)
+    assert (service.open_streams, streams.open) == (0, 0)
+    assert [code for code, _ in streams.ends] == ["OK"]
     assert director.flight.ends == [TerminationCause.NATURAL]
     assert METHOD == "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
@@ -129,6 +149,40 @@ def test_a_call_that_ends_early(reason: CloseReason, cause: TerminationCause) ->
     stream.closed(reason)
     assert director.flight.ends == [cause]
     assert call.kinds == ["request_headers"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "aborted", "code"),
+    [
+        (CloseReason.RESET, None, "Canceled"),
+        (CloseReason.DISCONNECTED, None, "Canceled"),
+        (CloseReason.ABORTED, 4, "DeadlineExceeded"),
+        (CloseReason.ABORTED, None, "Internal"),
+    ],
+)
+def test_the_status_of_a_call_that_ends_early(reason: CloseReason, aborted: int | None, code: str) -> None:
+    _, call, stream, streams = begin(ObedientDirector())
+    stream.receive(request_headers(end_of_stream=True))
+    call.aborted = aborted
+    stream.closed(reason)
+    assert [name for name, _ in streams.ends] == [code]
+    assert streams.ends[0][1] >= 5.0
+
+
+def test_a_reset_behind_the_end_of_the_answer_cancels_nothing() -> None:
+    _, _, stream, streams = begin(ObedientDirector())
+    for message in (request_headers(end_of_stream=True), response_headers(), response_body(b"b", True)):
+        stream.receive(message)
+    stream.closed(CloseReason.RESET)
+    assert [code for code, _ in streams.ends] == ["OK"]
+
+
+def test_a_status_that_is_on_its_way_when_the_reset_comes_is_the_status() -> None:
+    _, call, stream, streams = begin(ObedientDirector())
+    stream.receive(request_body(b"{}", True))
+    assert call.kinds[0][0] == 3
+    stream.closed(CloseReason.RESET)
+    assert [code for code, _ in streams.ends] == ["InvalidArgument"]
 
 
 async def test_a_decision_that_waits_is_awaited() -> None:
