@@ -282,8 +282,7 @@ class Extractor(Plugin[ParamsT]):
         """
 
 
-@dataclass(slots=True)
-class ProfileResult:
+class ProfileResult(msgspec.Struct, eq=False):
     """What one profile chose. `scores` are the weighted sums over `candidates`; `by_scorer` the raw scores per name."""
 
     profile: str
@@ -291,16 +290,15 @@ class ProfileResult:
     rows: tuple[int, ...]
     candidates: Endpoints
     scores: FloatArray
-    by_scorer: dict[str, Scores] = field(default_factory=dict)
+    by_scorer: dict[str, Scores] = msgspec.field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class SchedulingResult:
+class SchedulingResult(msgspec.Struct, eq=False):
     """All profiles that ran, and the primary one. `headers` are set on the request towards the model server."""
 
     primary: str
     profiles: dict[str, ProfileResult | None]
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
 
     @property
     def target(self) -> ProfileResult:

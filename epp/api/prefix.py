@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from epp.api.endpoints import Endpoints, FloatArray
 from epp.api.keys import PREFIX_CACHE_MATCH, DataKey
@@ -11,8 +11,7 @@ from epp.api.request import InferenceRequest
 _CACHED_BLOCKS = "PrefixCacheCachedBlocks"
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
+class PrefixMatch(msgspec.Struct, frozen=True, eq=False):
     """How much of the prompt each candidate already holds.
 
     `blocks` is weighted by tier, `cached_blocks` is not; both of shape `(n,)` count contiguous blocks from the start.

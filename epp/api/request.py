@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from epp.api.keys import DataKey
 
@@ -19,8 +21,7 @@ class TerminationCause(StrEnum):
     ERROR = "error"
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """Token counts as the model server reported them. None: not reported."""
 
     prompt_tokens: int | None = None
@@ -134,8 +135,7 @@ class Payload:
         """Let go of the content, which may be as large as the body; the fields above stay. Called after the pick."""
 
 
-@dataclass(slots=True, eq=False)
-class InferenceRequest:
+class InferenceRequest(msgspec.Struct, eq=False):
     """One HTTP request on its way to a model server.
 
     Headers have lower-case names and one value each (the last one wins). `model` is what the client asked for,
@@ -160,7 +160,7 @@ class InferenceRequest:
     subset: tuple[str, ...] | None = None
     body_size: int = 0
     prompt: Prompt | None = None
-    attributes: dict[DataKey, Any] = field(default_factory=dict)
+    attributes: dict[DataKey, Any] = msgspec.field(default_factory=dict)
     span: Any = None
 
     @property
@@ -169,8 +169,7 @@ class InferenceRequest:
         return self.prompt.tokens if self.prompt is not None else 0
 
 
-@dataclass(slots=True, eq=False)
-class InferenceResponse:
+class InferenceResponse(msgspec.Struct, eq=False):
     """What is known of the answer so far. `status` 0: no response headers seen (light mode, or it never came).
 
     `set_headers` may be filled by `on_response_headers` hooks; `metadata` (namespace -> name -> value) by
@@ -179,13 +178,13 @@ class InferenceResponse:
     """
 
     status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     streaming: bool = False
     served: str = ""
-    usage: Usage = field(default_factory=Usage)
+    usage: Usage = msgspec.field(default_factory=Usage)
     cause: TerminationCause = TerminationCause.NATURAL
     first_chunk_at: float | None = None
     last_chunk_at: float | None = None
     body_size: int = 0
-    set_headers: dict[str, str] = field(default_factory=dict)
-    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    set_headers: dict[str, str] = msgspec.field(default_factory=dict)
+    metadata: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import msgspec
 
 from epp.api.request import InferenceRequest, InferenceResponse, TerminationCause
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct):
     """What is known of a request before its body: headers (lower-case names, one value each) and metadata.
 
     `subset`: endpoints the gateway allows (`ip` or `ip:port`); None: no hint; empty: none is allowed.
@@ -25,8 +25,7 @@ class RequestHead:
     subset: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """What the gateway is told.
 
     `destination` is `ip:port` (or a comma list when a picker was asked for several). `set_headers` go on the request
@@ -36,7 +35,7 @@ class Decision:
     """
 
     destination: str
-    set_headers: Mapping[str, str] = field(default_factory=dict)
+    set_headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     remove_headers: tuple[str, ...] = ()
     body: bytes | None = None
     restore_model: tuple[str, str] | None = None

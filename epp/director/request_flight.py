@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from epp.api.errors import RequestError
 from epp.api.plugin import Clock, Parser, SchedulingResult
@@ -136,7 +138,7 @@ class RequestFlight:
         self.request.span = None
         carried = span.headers()
         if carried:
-            self.decision = replace(self.decision, set_headers={**self.decision.set_headers, **carried})
+            self.decision = msgspec.structs.replace(self.decision, set_headers={**self.decision.set_headers, **carried})
 
     def abandon(self) -> None:
         """The request was refused after it had been picked: the hooks that took something give it back."""

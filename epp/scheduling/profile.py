@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,29 +95,50 @@ class SchedulingProfile:
     def _score(
         self, request: InferenceRequest, candidates: Endpoints, span: Span | None
     ) -> tuple[FloatArray, dict[str, Scores]]:
-        total = np.zeros(len(candidates))
+        shape = candidates.rows.shape
         by_scorer: dict[str, Scores] = {}
+        known: list[Scores] = []
+        weights: list[float] = []
         for guarded, weight in self._scorers:
             raw = guarded.run(request, candidates)
             if raw is None:
                 continue
-            if raw.shape != total.shape:
-                guarded.failed(ValueError(f"scorer returned shape {raw.shape}, expected {total.shape}"))
+            if raw.shape != shape:
+                guarded.failed(ValueError(f"scorer returned shape {raw.shape}, expected {shape}"))
                 continue
             by_scorer[guarded.plugin.name] = raw
+            known.append(raw)
+            weights.append(weight)
             if span is not None:
                 tell_scored(span, guarded.plugin.type, guarded.plugin.name, weight, raw)
-            total += weight * _known(np.minimum(np.maximum(raw, 0.0), 1.0))
-        return total, by_scorer
+        if not weights:
+            return np.zeros(shape), by_scorer
+        return _weighted_sum(known, weights), by_scorer
 
 
-def _known(scores: Scores) -> FloatArray:
-    """Scores with NaN (no data) replaced by the mean of the others, so that it speaks neither for nor against.
+def _weighted_sum(raw: list[Scores], weights: list[float]) -> FloatArray:
+    """All scorers in one go, because a numpy call costs as much as ten endpoints in it.
+
+    Column by column the same operations in the same order, unlike a matrix product: endpoints with equal scores get
+    equal sums to the last bit, and the picker can tell that they are equal.
+    """
+    matrix = np.array(raw)  # (scorers, endpoints), a copy
+    np.maximum(matrix, 0.0, out=matrix)
+    np.minimum(matrix, 1.0, out=matrix)
+    matrix *= np.array(weights)[:, None]
+    total: FloatArray = np.add.reduce(matrix, axis=0)
+    if math.isnan(np.add.reduce(total)):
+        _fill_unknown(matrix)
+        total = np.add.reduce(matrix, axis=0)
+    return total
+
+
+def _fill_unknown(matrix: FloatArray) -> None:
+    """NaN (no data) becomes the mean of the scorer's others, so that it speaks neither for nor against.
 
     With no data at all the scorer has no say: zeros.
     """
-    if not np.isnan(scores.sum()):
-        return scores
-    missing = np.isnan(scores)
-    neutral = 0.0 if missing.all() else float(scores[~missing].mean())
-    return np.where(missing, neutral, scores)
+    for scores in matrix:
+        missing = np.isnan(scores)
+        if missing.any():
+            scores[missing] = 0.0 if missing.all() else scores[~missing].mean()
