@@ -1,4 +1,4 @@
-"""What the measured pickers run: the default configuration, and in-flight accounting, which needs to be asked for."""
+"""What the measured pickers run: the default configuration, in which everything is on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ PICK_AGES = "pick-ages"
 def everything_on() -> dict[str, Any]:
     """Parsing, prefix index, three scorers, in-flight accounting; metrics and logs at info are on anyway."""
     config: dict[str, Any] = yaml.safe_load(DEFAULT_CONFIG)
-    config["plugins"].append({"type": "inflight-load-producer"})
     return config
 
 

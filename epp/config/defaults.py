@@ -3,6 +3,9 @@
 Order: (1) scheduling, (2) flow control, (3) parsers, (4) saturation detector, (5) data layer. The sixth step, missing
 data producers, needs the built plugins and is done by `epp.registry`.
 
+To the data layer belongs in-flight accounting: llm-d-router only has it where a plugin reads it; here every endpoint's
+requests and tokens in flight are always known, to plugins and to metrics, unless `dataLayer.injectDefaults` is false.
+
 Wherever a step needs a plugin of some type, the first one of that type in the file is used, and only when there is
 none it is added under its type as name. llm-d-router leaves two choices to the order of a hash map: which declared
 picker a profile without one gets, and which of several plugins of one type is used. Here it is always the first in
@@ -30,6 +33,7 @@ DEFAULT_PARSERS = ("openai-parser", "anthropic-parser", "vllmhttp-parser", "pass
 DEFAULT_DETECTOR = "utilization-detector"
 DEFAULT_SOURCE = "metrics-data-source"
 DEFAULT_EXTRACTOR = "core-metrics-extractor"
+DEFAULT_INFLIGHT = "inflight-load-producer"
 DEFAULT_FLOW_CONTROL = ("fcfs-ordering-policy", "global-strict-fairness-policy", "static-usage-limit-policy")
 
 PROFILE_ROLES = frozenset({Role.FILTER, Role.SCORER, Role.PICKER})
@@ -39,7 +43,7 @@ PROFILE_ROLES = frozenset({Role.FILTER, Role.SCORER, Role.PICKER})
 def apply_defaults(
     config: EndpointPickerConfig, roles: Roles, known: frozenset[str] = frozenset()
 ) -> EndpointPickerConfig:
-    """A completed copy. `known` are the plugin types there are; only flow control's defaults depend on it."""
+    """A completed copy. `known` are the plugin types there are: what is added without being asked for has to be there."""
     completed = copy.deepcopy(config)
     filler = _Filler(completed, roles)
     filler.scheduling()
@@ -47,6 +51,7 @@ def apply_defaults(
     filler.parsers()
     filler.saturation_detector()
     filler.data_layer()
+    filler.inflight_accounting(known)
     return completed
 
 
@@ -108,6 +113,10 @@ class _Filler:
                 extractors=[PluginRef(plugin_ref=self._named(DEFAULT_EXTRACTOR))],
             )
         )
+
+    def inflight_accounting(self, known: frozenset[str]) -> None:
+        if self._config.data_layer.inject_defaults and DEFAULT_INFLIGHT in known:
+            self._named(DEFAULT_INFLIGHT)
 
     def _named(self, kind: str) -> str:
         """The name of the first plugin of a type; it is added when there is none."""

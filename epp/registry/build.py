@@ -50,6 +50,7 @@ class _Builder:
         self, config: EndpointPickerConfig, catalog: Catalog, factory: ContextFactory, allow_experimental: bool
     ) -> None:
         self._config = config
+        self._declared = frozenset(spec.name for spec in config.plugins)
         self._catalog = catalog
         self._factory = factory
         self._allow_experimental = allow_experimental
@@ -98,7 +99,7 @@ class _Builder:
                             f"{' or '.join(others)}: name the producer it shall read in its parameters",
                         )
                     self._add_default(kind)
-                for key in plugin.consumes_if_present:
+                for key in plugin.consumes_if_present if name in self._declared else ():
                     if producer_of(key, self._built) is None:
                         self._warn(self._path(name), f"{name} goes without {key}: nobody produces it")
 

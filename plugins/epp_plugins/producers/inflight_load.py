@@ -6,7 +6,8 @@ are tens of milliseconds old, in which a burst would pile up on one endpoint; th
 it also says how many tokens of *this* request it would have to compute: the prompt less what its prefix cache holds.
 
 When to use: with `token-load-scorer`, `active-request-scorer`, `concurrency-detector` and whatever else reads in-flight
-load; it is created by itself when one of them needs it.
+load. It is part of the default configuration; with `dataLayer.injectDefaults: false` it is only created when a plugin
+needs it.
 
 Columns of the table: `inflight_requests` and `inflight_tokens` for the instance named `inflight-load-producer`; an
 instance with another name counts in `inflight_requests/<name>` and `inflight_tokens/<name>`.

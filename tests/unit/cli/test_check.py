@@ -38,6 +38,7 @@ def test_a_good_one_is_printed_in_full(file: Path, capsys: pytest.CaptureFixture
     again.write_text(printed.out)
     assert "  - name: max-score-picker  # (default)\n    type: max-score-picker\n" in printed.out
     assert "  - pluginRef: queue-scorer" in printed.out
+    assert "  - name: inflight-load-producer  # (default)\n" in printed.out
     assert f"{file}: valid, 0 warnings" in printed.err
     assert run([str(again), "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["config"] == yaml.safe_load(printed.out)

@@ -167,6 +167,21 @@ async def test_stream_metrics_tell_how_streams_ended(config: str, transport: str
         assert "llm_d_epp_extproc_stream_duration_seconds_count 3.0" in page
 
 
+async def test_what_is_in_flight_is_counted_by_default(config: str) -> None:
+    async with running(options(config, secure_serving=False)) as picker, channel(picker) as through:
+        inflight = picker.pool.table.columns["inflight_requests"]
+        call = through.stream_stream(METHOD)()
+        await call.write(message(request_headers=pb.HttpHeaders(end_of_stream=True)))
+        await call.read()
+        assert inflight.sum() == 1
+        call.cancel()
+        for _ in range(200):
+            if not inflight.any():
+                break
+            await asyncio.sleep(0.05)
+        assert not inflight.any()
+
+
 @pytest.mark.parametrize("transport", ["own", "grpcio"])
 async def test_streams_that_the_picker_ends_as_it_stops(config: str, transport: str) -> None:
     opts = options(config, secure_serving=False, transport=transport, enable_grpc_stream_metrics=True)

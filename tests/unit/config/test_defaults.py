@@ -130,6 +130,17 @@ def test_the_data_layer_can_be_left_alone() -> None:
     assert not other.is_default("dataLayer.sources[0]")
 
 
+def test_what_is_in_flight_is_always_counted() -> None:
+    known = frozenset({"inflight-load-producer"})
+    config = completed("plugins: [{type: queue-scorer}]", known)
+    assert config.plugins[-1].name == "inflight-load-producer"
+    assert config.is_default(f"plugins[{len(config.plugins) - 1}]")
+    mine = completed("plugins: [{name: mine, type: inflight-load-producer}]", known)
+    assert [plugin.name for plugin in mine.plugins if plugin.type == "inflight-load-producer"] == ["mine"]
+    assert completed("dataLayer: {injectDefaults: false}", known).find("inflight-load-producer") is None
+    assert completed("").find("inflight-load-producer") is None
+
+
 def test_flow_control_policies_come_with_the_gate() -> None:
     known = frozenset({"fcfs-ordering-policy"})
     assert completed("featureGates: [flowControl]", known).find("fcfs-ordering-policy") is not None
