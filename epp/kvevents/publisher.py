@@ -1,0 +1,454 @@
+"""One publisher: its subscription, its place in the sequence, and the replays that repair it.
+
+`step` does one piece of work and returns; the receiver calls it in turn with all others. While a replay runs, the live
+stream waits unread in its socket, whose queue is bounded: order is kept, and nothing is held twice. A first replay and
+a full rebuild leave the live stream running until their first answer, since they start over with everything anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import msgspec
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from epp.api.plugin import Clock
+from epp.kvevents.decoding import MAX_WHOLE_BYTES, Batch, Decoder
+from epp.kvevents.replay import END, ReplayConversation, read_answer
+from epp.kvevents.sequence import SequenceTracker, Step
+from epp.kvevents.settings import Publisher, PublisherState, ReceiverSettings
+
+_MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+_MONITORS_AT_ONCE = 64
+
+
+class Source(Protocol):
+    """Something that is read in slices."""
+
+    def step(self) -> bool:
+        """One piece of work; False when there is none."""
+
+    def signalled(self) -> None:
+        """A descriptor became readable."""
+
+    def tick(self, now: float) -> None:
+        """About once a second."""
+
+    def close(self) -> None:
+        """Free the sockets."""
+
+
+class Host(Protocol):
+    """What a publisher needs of the receiver."""
+
+    context: zmq.Context[zmq.Socket[bytes]]
+    settings: ReceiverSettings
+    clock: Clock
+    wall_clock: Clock
+    resolve: Callable[[str], str | None]
+
+    def apply(self, state: PublisherState, batch: Batch) -> None:
+        """Give events to the sink."""
+
+    def clear(self, subscription: Subscription) -> None:
+        """The endpoint's cache is not what was told so far."""
+
+    def shares_endpoint(self, subscription: Subscription) -> bool:
+        """Other ranks publish for the same endpoint."""
+
+    def clear_endpoint(self, endpoint: str) -> None:
+        """As `clear`, for an endpoint without subscriptions of its own."""
+
+    def watch(self, source: Source, descriptor: int) -> None:
+        """Wake the source when the descriptor is readable."""
+
+    def unwatch(self, descriptor: int) -> None:
+        """The descriptor is about to be closed."""
+
+    def wake(self, source: Source) -> None:
+        """`step` has something to do."""
+
+    def acquire_replay(self, subscription: Subscription) -> None:
+        """Call `begin_replay` when one of the few replays may start."""
+
+    def release_replay(self, subscription: Subscription) -> None:
+        """The replay is over, or is not wanted any more."""
+
+
+class _Plan(msgspec.Struct):
+    """A replay that waits or runs. `rebuild`: from 0, over what is there; else from the last message on."""
+
+    rebuild: bool
+    clear: str = "never"  # before the first answer of a rebuild: "never", "always", "if-complete" (it begins with 0)
+    held: tuple[int, bytes] | None = None
+    conversation: ReplayConversation | None = None
+    started: float = 0.0
+    heard: float = 0.0
+    start: int = 0
+    first: bool = True
+    again: bool = False
+
+
+class Subscription:
+    """One SUB socket, connected to one publisher."""
+
+    def __init__(self, endpoint: str, publisher: Publisher, host: Host) -> None:
+        self.state = PublisherState(endpoint, publisher.rank, publisher.events, publisher.replay)
+        self.synced = publisher.replay is None
+        """The first replay is done, has failed, or is not possible."""
+        self.tracker = SequenceTracker()
+        self._host = host
+        self._decoder = Decoder(self.state.decode)
+        self._pieces: Iterator[Batch] | None = None
+        self._plan: _Plan | None = None
+        self._damaged = False
+        self._refill = False
+        self._failures = 0
+        self._replay_at = 0.0
+        self._socket: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] | None = None
+
+    def open(self) -> None:
+        """Connect; ZMQ keeps trying until `close`. An address that ZMQ refuses is told in the state."""
+        host, settings = self._host, self._host.settings
+        socket = subscriber(host.context, settings)
+        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(_MONITORED)
+        try:
+            socket.connect(self.state.address)
+        except zmq.ZMQError as error:
+            socket.disable_monitor()
+            monitor.close(0)
+            socket.close(0)
+            self.state.status = "failed"
+            self.state.error = f"cannot connect to {self.state.address!r}: {error}; expected tcp://HOST:PORT"
+            self.synced = True
+            return
+        self._socket, self._monitor = socket, monitor
+        host.watch(self, int(socket.getsockopt(zmq.FD)))
+        host.watch(self, int(monitor.getsockopt(zmq.FD)))
+        host.wake(self)
+
+    def close(self) -> None:
+        """Disconnect; the state stays readable."""
+        self._abandon_replay()
+        if self._socket is None or self._monitor is None:
+            return
+        self._host.unwatch(int(self._socket.getsockopt(zmq.FD)))
+        self._host.unwatch(int(self._monitor.getsockopt(zmq.FD)))
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+        self._socket = self._monitor = None
+
+    @property
+    def replaying(self) -> bool:
+        """A replay waits or runs."""
+        return self._plan is not None
+
+    def signalled(self) -> None:
+        """A descriptor is readable: notice connections, and quieten the socket if it is not to be read now."""
+        self._read_monitor()
+        if self._socket is not None and self._holding():
+            self._socket.getsockopt(zmq.EVENTS)
+
+    def step(self) -> bool:
+        """One message, or one event of a long message. False: nothing to do until a signal."""
+        if self._pieces is not None:
+            batch = next(self._pieces, None)
+            if batch is None:
+                self._pieces = None
+            else:
+                self._host.apply(self.state, batch)
+            return True
+        plan = self._plan
+        if plan is not None and plan.conversation is not None:
+            frames = plan.conversation.receive()
+            if frames is not None:
+                self._take_answer(plan, frames)
+                return True
+        if self._socket is None or self._holding():
+            return False
+        try:
+            frames = self._socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        self._take_live(frames)
+        return True
+
+    def tick(self, now: float) -> None:
+        """Time limits, and the repair of what is damaged. Call it once a second or so."""
+        plan = self._plan
+        if plan is None:
+            connected = self.state.connected_since is not None
+            if self._damaged and self.state.replay_address and connected and now >= self._replay_at:
+                self._plan_replay(_Plan(rebuild=True, clear="never" if self._refill else "always"))
+        elif plan.conversation is not None:
+            settings = self._host.settings
+            waiting = plan.conversation.waiting
+            silent = not waiting and now - plan.heard > settings.replay_patience
+            if silent or now - plan.started > settings.replay_limit:
+                self._end_replay(plan, success=False)
+        self._host.wake(self)  # should a signal ever get lost, this finds it
+
+    def refill(self) -> None:
+        """Another rank cleared the endpoint: tell again what this one holds."""
+        if self.state.replay_address and self._plan is None:
+            self._damaged = self._refill = True
+            self._replay_at = 0.0
+
+    def begin_replay(self) -> None:
+        """A replay may run now."""
+        plan, address = self._plan, self.state.replay_address
+        if plan is None or address is None:
+            self._host.release_replay(self)
+            return
+        self.state.replays += 1
+        plan.started = plan.heard = self._host.clock()
+        try:
+            plan.conversation = ReplayConversation(self._host.context, address, self._host.settings)
+            self._host.watch(self, plan.conversation.descriptor)
+            self._ask(plan)
+        except zmq.ZMQError as error:
+            self.state.error = f"cannot ask {address!r} for a replay: {error}; expected tcp://HOST:PORT"
+            self._end_replay(plan, success=False)
+
+    def _holding(self) -> bool:
+        plan = self._plan
+        return plan is not None and not plan.rebuild
+
+    def _take_live(self, frames: list[bytes]) -> None:
+        state = self.state
+        if len(frames) != 3 or len(frames[1]) != 8:
+            state.bad_frames += 1
+            return
+        topic, number, payload = frames
+        state.messages += 1
+        state.bytes += len(payload)
+        if not state.topic:
+            state.topic = topic[:256].decode("utf-8", "replace")
+        seq = int.from_bytes(number, "big")
+        match self.tracker.live(seq, payload):
+            case Step.APPLY:
+                self._apply(seq, payload, live=True)
+            case Step.SKIP:
+                state.duplicates += 1
+            case Step.GAP:
+                self._gap(seq, payload)
+            case Step.RESTART:
+                self._restart()
+                if seq and self._may_replay():
+                    self._plan_replay(_Plan(rebuild=False, held=(seq, payload)))
+                else:
+                    self._lose(seq)
+                    self._apply(seq, payload, live=True)
+
+    def _gap(self, seq: int, payload: bytes) -> None:
+        last = self.tracker.last
+        if last is None and self.state.replay_address is None:
+            self._apply(seq, payload, live=True)  # joined in the middle: nothing else is possible
+            return
+        missing = seq if last is None else seq - last - 1
+        self.state.gaps += 1
+        if self._may_replay():
+            self._plan_replay(_Plan(rebuild=False, held=(seq, payload)))
+            return
+        self._lose(missing)
+        self._apply(seq, payload, live=True)
+
+    def _lose(self, messages: int) -> None:
+        self.state.lost += messages
+        self._damaged = self._damaged or messages > 0
+
+    def _restart(self) -> None:
+        self.state.restarts += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self.tracker.restarted()
+        self._decoder.forget()
+        self._host.clear(self)
+
+    def _may_replay(self) -> bool:
+        return self._plan is None and self.state.replay_address is not None and self._host.clock() >= self._replay_at
+
+    def _plan_replay(self, plan: _Plan) -> None:
+        self._plan = plan
+        self._host.acquire_replay(self)
+
+    def _ask(self, plan: _Plan) -> None:
+        assert plan.conversation is not None
+        last = self.tracker.last
+        plan.start = 0 if plan.rebuild or last is None else last
+        plan.first, plan.again = True, False
+        plan.conversation.ask(plan.start)
+        self._host.wake(self)  # sending may have swallowed the signal of an answer
+
+    def _take_answer(self, plan: _Plan, frames: list[bytes]) -> None:
+        answer = read_answer(frames)
+        if answer is None:
+            self.state.bad_frames += 1
+            return
+        plan.heard = self._host.clock()
+        if answer.seq == END:
+            self._end_of_answers(plan)
+            return
+        first, plan.first = plan.first, False
+        if plan.rebuild and first:
+            if plan.clear == "always" or (plan.clear == "if-complete" and answer.seq == 0):
+                self._forget()
+            self.tracker.restarted()
+            plan.rebuild = False  # from here on a broken answer is continued where it broke
+        if plan.again:
+            return
+        seq, payload = answer
+        match self.tracker.replayed(seq, payload, first=first):
+            case Step.APPLY:
+                self.state.replayed += 1
+                self._apply(seq, payload)
+            case Step.SKIP:
+                pass
+            case Step.RESTART:
+                self._restart()
+                plan.again = True
+            case Step.GAP if first:  # the publisher's buffer begins later: what is known may be outdated
+                self._lose(seq - (self.tracker.last or 0) - 1)
+                self._forget()
+                self.state.replayed += 1
+                self._apply(seq, payload)
+            case Step.GAP:  # the socket dropped answers: go on from here
+                plan.again = True
+
+    def _end_of_answers(self, plan: _Plan) -> None:
+        last = self.tracker.last
+        if plan.first and plan.rebuild:  # the publisher has published nothing yet
+            if plan.clear != "never" and not self.state.messages:
+                self._forget()
+        elif plan.first and last is not None:  # the last message known is unknown there: it is another process
+            self._restart()
+            plan.again = True
+        elif plan.again and last == plan.start and last is not None:
+            self._end_replay(plan, success=False)  # no progress
+            return
+        if not plan.again:
+            self._end_replay(plan, success=True)
+            return
+        try:
+            self._ask(plan)
+        except zmq.ZMQError:
+            self._end_replay(plan, success=False)
+
+    def _end_replay(self, plan: _Plan, *, success: bool) -> None:
+        host = self._host
+        self._close_conversation(plan)
+        self._plan = None
+        host.release_replay(self)
+        settings = host.settings
+        if success:
+            self._damaged = self._refill = False
+            self._failures = 0
+        else:
+            self.state.replays_failed += 1
+            self._failures += 1
+            self._damaged = True
+        if self.synced or not success:  # the very first replay may be followed by one that closes the seam at once
+            wait = settings.replay_cooldown * 2 ** min(self._failures, 16)
+            self._replay_at = host.clock() + min(max(wait, settings.replay_cooldown), settings.replay_backoff_limit)
+        self.synced = True
+        if plan.held is not None:
+            seq, payload = plan.held
+            last = self.tracker.last
+            step = self.tracker.held(seq)
+            if step is Step.SKIP:
+                self.state.duplicates += 1
+            else:
+                if step is Step.GAP or (last is None and not success):
+                    self._lose(seq if last is None else seq - last - 1)
+                self._apply(seq, payload)
+        host.wake(self)
+
+    def _abandon_replay(self) -> None:
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._close_conversation(plan)
+            self._host.release_replay(self)
+
+    def _close_conversation(self, plan: _Plan) -> None:
+        if plan.conversation is not None:
+            self._host.unwatch(plan.conversation.descriptor)
+            plan.conversation.close()
+            plan.conversation = None
+
+    def _apply(self, seq: int, payload: bytes, *, live: bool = False) -> None:
+        self.tracker.applied(seq, payload)
+        state, host = self.state, self._host
+        state.last_seq = seq
+        state.last_event_at = host.clock()
+        if len(payload) > MAX_WHOLE_BYTES:
+            self._pieces = self._decoder.pieces(payload)
+            return
+        batch = self._decoder.decode(payload)
+        if batch is None:
+            return
+        if live:
+            state.lag = host.wall_clock() - batch.timestamp
+        if batch.events:
+            host.apply(state, batch)
+
+    def _read_monitor(self) -> None:
+        if self._monitor is None:
+            return
+        for _ in range(_MONITORS_AT_ONCE):
+            try:
+                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            event = parse_monitor_message(frames)["event"]
+            if event == zmq.Event.DISCONNECTED:
+                self.state.connected_since = None
+            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._connected()
+
+    def _connected(self) -> None:
+        state = self.state
+        state.connected_since = self._host.clock()
+        state.connections += 1
+        if state.replay_address is None or self._plan is not None:
+            return
+        if not self.synced:
+            shared = self._host.shares_endpoint(self)
+            self._plan_replay(_Plan(rebuild=True, clear="never" if shared else "if-complete"))
+        elif self._may_replay():
+            # What was published while nobody listened, if it is the same process at all.
+            self._plan_replay(_Plan(rebuild=False))
+        else:
+            self._damaged = True
+
+    def refresh_status(self) -> PublisherState:
+        """The state, with `status` as of now."""
+        state = self.state
+        if self._socket is None:
+            state.status = "failed"
+        elif state.connected_since is None:
+            state.status = "connecting"
+        elif self._plan is not None:
+            state.status = "catching-up" if self.synced else "syncing"
+        else:
+            state.status = "live"
+        return state
+
+
+def subscriber(context: zmq.Context[zmq.Socket[bytes]], settings: ReceiverSettings) -> zmq.Socket[bytes]:
+    """A SUB socket with the limits of `settings`, neither connected nor bound."""
+    socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.RCVHWM, settings.receive_queue)
+    socket.setsockopt(zmq.MAXMSGSIZE, settings.max_message_bytes)
+    socket.setsockopt(zmq.RECONNECT_IVL, int(settings.reconnect * 1000))
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(settings.reconnect_limit * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_IVL, int(settings.heartbeat * 1000))
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(settings.heartbeat_timeout * 1000))
+    socket.setsockopt(zmq.SUBSCRIBE, settings.topic_filter.encode())
+    return socket
