@@ -43,7 +43,7 @@ PROFILE_ROLES = frozenset({Role.FILTER, Role.SCORER, Role.PICKER})
 def apply_defaults(
     config: EndpointPickerConfig, roles: Roles, known: frozenset[str] = frozenset()
 ) -> EndpointPickerConfig:
-    """A completed copy. `known` are the plugin types there are: what is added without being asked for has to be there."""
+    """A completed copy. `known` are the plugin types there are: policies and in-flight accounting come with them."""
     completed = copy.deepcopy(config)
     filler = _Filler(completed, roles)
     filler.scheduling()

@@ -20,8 +20,7 @@ from epp.director.parsing import ParserTable
 from epp.director.recording import Recorder
 from epp.registry.assembly import Assembly
 from epp.scheduling.guard import PluginTimings
-from epp.scheduling.profile import SchedulingProfile
-from epp.scheduling.scheduler import Scheduler
+from epp.scheduling.scheduler import scheduler_of
 from epp.telemetry.tracing import Tracer
 
 log = logging.getLogger(__name__)
@@ -49,21 +48,10 @@ class Pool:
         self.name = name
         self.assembly = assembly
         self.table = table
-        profiles = {
-            profile.name: SchedulingProfile(
-                profile.name,
-                filters=profile.filters,
-                scorers=profile.scorers,
-                picker=profile.picker,
-                timings=timings,
-                clock=clock,
-            )
-            for profile in assembly.profiles
-        }
         self.director = Director(
             table=table,
             parsers=ParserTable(assembly.parsers),
-            scheduler=Scheduler(profiles, assembly.handler, timings=timings, clock=clock),
+            scheduler=scheduler_of(assembly.profiles, assembly.handler, timings=timings, clock=clock),
             producers=assembly.plugins.producers,
             admitters=assembly.admitters,
             plugins=list(assembly.plugins.by_name.values()),

@@ -2,7 +2,6 @@
 
 from epp.registry.assembly import Assembly as Assembly
 from epp.registry.assembly import Plugins as Plugins
-from epp.registry.assembly import ProfileAssembly as ProfileAssembly
 from epp.registry.assembly import SourceAssembly as SourceAssembly
 from epp.registry.build import build as build
 from epp.registry.catalog import Catalog as Catalog

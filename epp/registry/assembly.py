@@ -10,16 +10,14 @@ from epp.api.plugin import (
     DataSource,
     Discovery,
     Extractor,
-    Filter,
     Parser,
-    Picker,
     Plugin,
     Producer,
     ProfileHandler,
     SaturationDetector,
-    Scorer,
 )
 from epp.config.schema import EndpointPickerConfig
+from epp.scheduling.scheduler import ProfileAssembly
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +31,6 @@ class Plugins:
     by_name: dict[str, Plugin[Any]]
     producers: list[Producer[Any]]
     start_order: list[Plugin[Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class ProfileAssembly:
-    """One scheduling profile; scorers with their weights."""
-
-    name: str
-    filters: tuple[Filter[Any], ...]
-    scorers: tuple[tuple[Scorer[Any], float], ...]
-    picker: Picker[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,12 @@ from epp.config.errors import LocatedError, did_you_mean
 from epp.config.roles import Role
 from epp.config.schema import EndpointPickerConfig, PluginSpec
 from epp.config.validate import check_names, validate
-from epp.registry.assembly import Assembly, Plugins, ProfileAssembly, SourceAssembly
+from epp.registry.assembly import Assembly, Plugins, SourceAssembly
 from epp.registry.catalog import Catalog
 from epp.registry.contexts import ContextFactory
 from epp.registry.data_keys import in_order, missing_default, other_producers, producer_of
 from epp.registry.inspection import roles_of
+from epp.scheduling.scheduler import ProfileAssembly
 
 
 def build(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from epp.api.endpoints import Endpoints
 from epp.api.errors import RequestError, ResourceExhausted
-from epp.api.plugin import Clock, ProfileHandler, ProfileResult, SchedulingResult
+from epp.api.plugin import Clock, Filter, Picker, ProfileHandler, ProfileResult, SchedulingResult, Scorer
 from epp.api.request import InferenceRequest
 from epp.scheduling.guard import Guarded, PluginTimings
 from epp.scheduling.profile import SchedulingProfile
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileAssembly:
+    """What one scheduling profile is made of; scorers with their weights."""
+
+    name: str
+    filters: tuple[Filter[Any], ...]
+    scorers: tuple[tuple[Scorer[Any], float], ...]
+    picker: Picker[Any]
 
 
 class Scheduler:
@@ -53,3 +64,21 @@ class Scheduler:
                 or ResourceExhausted("failed to find target endpoint: no profile produced one")
             )
         return SchedulingResult(primary=primary, profiles=done)
+
+
+def scheduler_of(
+    profiles: Iterable[ProfileAssembly], handler: ProfileHandler[Any], *, timings: PluginTimings, clock: Clock
+) -> Scheduler:
+    """The scheduler of an assembled configuration; `timings` hears of every plugin's duration and failure."""
+    made = {
+        profile.name: SchedulingProfile(
+            profile.name,
+            filters=profile.filters,
+            scorers=profile.scorers,
+            picker=profile.picker,
+            timings=timings,
+            clock=clock,
+        )
+        for profile in profiles
+    }
+    return Scheduler(made, handler, timings=timings, clock=clock)

@@ -17,8 +17,7 @@ from epp.registry.assembly import Assembly
 from epp.registry.build import build
 from epp.registry.catalog import Catalog
 from epp.registry.contexts import contexts
-from epp.scheduling.profile import SchedulingProfile
-from epp.scheduling.scheduler import Scheduler
+from epp.scheduling.scheduler import scheduler_of
 from epp.telemetry.metrics import Registry
 from epp.testing.clock import ManualClock
 
@@ -47,19 +46,7 @@ class Assembled:
                 if inspect.iscoroutine(waiting):
                     waiting.close()
                 raise NotImplementedError(f"{producer.name} waits: test its `produce` on its own")
-        timings = _Raising()
-        profiles = {
-            profile.name: SchedulingProfile(
-                profile.name,
-                filters=profile.filters,
-                scorers=profile.scorers,
-                picker=profile.picker,
-                timings=timings,
-                clock=self.clock,
-            )
-            for profile in self.assembly.profiles
-        }
-        scheduler = Scheduler(profiles, self.assembly.handler, timings=timings, clock=self.clock)
+        scheduler = scheduler_of(self.assembly.profiles, self.assembly.handler, timings=_Raising(), clock=self.clock)
         result = scheduler.schedule(request, endpoints)
         for plugin in self.assembly.plugins.by_name.values():
             plugin.on_picked(request, result)
