@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 from benchmarks.configuration import everything_on, text
 from benchmarks.endpoints import addresses
 from epp.demo.picker import PickerProcess, Served
+from epp.demo.processes import end
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 60.0
@@ -49,19 +49,7 @@ async def child(
             raise StartError(f"{' '.join(command)} did not start:\n{log.read_text(errors='replace')[-2000:]}")
         yield process, [line.strip() for line in said]
     finally:
-        await stop(process)
-
-
-async def stop(process: asyncio.subprocess.Process, seconds: float = 5.0) -> None:
-    """SIGTERM, then SIGKILL; a process that has ended already is left alone."""
-    if process.returncode is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        await asyncio.wait_for(process.wait(), seconds)
-    except TimeoutError:
-        process.kill()
-        await process.wait()
+        await end(process, 5.0)
 
 
 @asynccontextmanager

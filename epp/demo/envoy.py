@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Any
 import aiohttp
 
 from epp.demo.envoy_config import Gateway, bootstrap
+from epp.demo.processes import end
 
 
 def find_envoy() -> str:
@@ -69,15 +69,8 @@ class Envoy:
 
     async def stop(self) -> None:
         """End the process and wait for it."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), 5)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
+        if self._process is not None:
+            await end(self._process, 5.0)
 
     async def stats(self, prefix: str = "http.gateway.ext_proc.") -> dict[str, int]:
         """Counters whose name begins with `prefix`, without it."""

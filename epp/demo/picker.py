@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import aiohttp
 import yaml
 
 from epp.demo.ports import free_ports
+from epp.demo.processes import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +112,7 @@ class PickerProcess:
         process = self.process
         if process is None:
             return None
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-            try:
-                await asyncio.wait_for(process.wait(), seconds)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await end(process, seconds)
         return process.returncode
 
     async def metrics(self) -> str:

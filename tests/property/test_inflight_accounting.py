@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
 from typing import Any
 
 import numpy as np
@@ -17,13 +15,13 @@ from epp.api import (
     InferenceRequest,
     InferenceResponse,
     Payload,
-    PluginContext,
     ProfileResult,
     Prompt,
     SchedulingResult,
 )
 from epp.telemetry.metrics import Registry
-from epp_plugins.producers.inflight_load import InflightLoadParams, InflightLoadProducer
+from epp.testing import plugin
+from epp_plugins.producers.inflight_load import InflightLoadProducer
 from epp_plugins.producers.inflight_series import LABELS
 
 NAMES = 4
@@ -34,16 +32,12 @@ class Accounting(RuleBasedStateMachine):
     def begin(self, output: bool) -> None:
         self.table = EndpointTable(capacity=2)
         self.registry = Registry()
-        context = PluginContext(
-            name="inflight-load-producer",
-            clock=lambda: 0.0,
-            rng=random.Random(0),
-            log=logging.getLogger("test"),
+        self.producer = plugin(
+            InflightLoadProducer,
+            {"addEstimatedOutputTokens": output},
             table=self.table,
-            find=lambda name: None,  # type: ignore[arg-type,return-value]
             metrics=self.registry,
         )
-        self.producer = InflightLoadProducer(InflightLoadParams(add_estimated_output_tokens=output), context)
         self.open: list[InferenceRequest] = []
         # What should be counted: request id, endpoint, row, generation -> requests, tokens.
         self.expected: dict[tuple[str, int, int, str], list[int]] = {}

@@ -18,11 +18,11 @@ from typing import Any
 
 import msgspec
 
-from epp.api import BadRequest, MediaPart, NoParams, Parser, Payload, TextPart, Usage
+from epp.api import BadRequest, MediaPart, Payload, TextPart, Usage
 from epp_plugins.parsers.chat_content import attempt, items, tools_part
 from epp_plugins.parsers.json_body import count_of, decode, is_filled_array, is_null, raw_text, salt_of, text_of
-from epp_plugins.parsers.splice import replace_member
-from epp_plugins.parsers.usage import usage_in_answer, usage_in_anthropic_event
+from epp_plugins.parsers.openai_answers import OpenAIAnswers
+from epp_plugins.parsers.usage import usage_in_anthropic_event
 
 MESSAGES, COUNT_TOKENS = "messages", "count_tokens"
 
@@ -112,7 +112,7 @@ class MessagesPayload(Payload):
         self._fields = _Fields()
 
 
-class AnthropicParser(Parser[NoParams]):
+class AnthropicParser(OpenAIAnswers):
     """Messages, and counting the tokens of messages."""
 
     type = "anthropic-parser"
@@ -127,14 +127,8 @@ class AnthropicParser(Parser[NoParams]):
             raise BadRequest("invalid messages request: must have at least one message")
         return MessagesPayload(fields)
 
-    def usage(self, payload: Payload, body: bytes) -> Usage | None:
-        return usage_in_answer(body)
-
     def stream_usage(self, payload: Payload, event: bytes) -> Usage | None:
         return usage_in_anthropic_event(event)
-
-    def rewrite_model(self, payload: Payload, body: bytes, model: str) -> bytes:
-        return replace_member(body, "model", model, present=payload.model is not None)
 
 
 def _system_parts(system: msgspec.Raw) -> list[TextPart | MediaPart]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from epp.api import BadRequest, MediaPart, NoParams, Parser, Payload, TextPart, Usage
+from epp.api import BadRequest, MediaPart, Payload, TextPart
 from epp_plugins.parsers.chat_content import attempt, chat_parts
 from epp_plugins.parsers.json_body import (
     count_of,
@@ -30,9 +30,8 @@ from epp_plugins.parsers.json_body import (
     salt_of,
     text_of,
 )
-from epp_plugins.parsers.splice import replace_member
+from epp_plugins.parsers.openai_answers import OpenAIAnswers
 from epp_plugins.parsers.token_ids import BATCH, IDS, starts_with_number
-from epp_plugins.parsers.usage import usage_in_answer, usage_in_event
 
 CHAT, COMPLETIONS, EMBEDDINGS = "chat completions", "completions", "embeddings"
 RESPONSES, CONVERSATIONS, IMAGES = "responses", "conversations", "images generations"
@@ -118,7 +117,7 @@ class OpenAIPayload(Payload):
         self._fields = _Fields()
 
 
-class OpenAIParser(Parser[NoParams]):
+class OpenAIParser(OpenAIAnswers):
     """Chat completions, completions, embeddings, responses, conversations, image generations, and the render paths."""
 
     type = "openai-parser"
@@ -140,15 +139,6 @@ class OpenAIParser(Parser[NoParams]):
         if not _complete(kind, fields):
             raise BadRequest(f"invalid {kind} request: {_REQUIRED[kind]}")
         return OpenAIPayload(kind, fields)
-
-    def usage(self, payload: Payload, body: bytes) -> Usage | None:
-        return usage_in_answer(body)
-
-    def stream_usage(self, payload: Payload, event: bytes) -> Usage | None:
-        return usage_in_event(event)
-
-    def rewrite_model(self, payload: Payload, body: bytes, model: str) -> bytes:
-        return replace_member(body, "model", model, present=payload.model is not None)
 
 
 def api_of(path: str) -> str:

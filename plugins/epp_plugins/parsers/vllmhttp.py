@@ -17,11 +17,10 @@ from typing import Any
 
 import msgspec
 
-from epp.api import BadRequest, MediaFeature, NoParams, Parser, Payload, Usage
+from epp.api import BadRequest, MediaFeature, Payload
 from epp_plugins.parsers.json_body import count_of, decode, salt_of, text_of
-from epp_plugins.parsers.splice import replace_member
+from epp_plugins.parsers.openai_answers import OpenAIAnswers
 from epp_plugins.parsers.token_ids import TokenId
-from epp_plugins.parsers.usage import usage_in_answer, usage_in_event
 
 GENERATE = "generate"
 
@@ -88,7 +87,7 @@ class GeneratePayload(Payload):
         self._features = None
 
 
-class VLLMHTTPParser(Parser[NoParams]):
+class VLLMHTTPParser(OpenAIAnswers):
     """vLLM's token-in, token-out API."""
 
     type = "vllmhttp-parser"
@@ -100,12 +99,3 @@ class VLLMHTTPParser(Parser[NoParams]):
         if not fields.token_ids:
             raise BadRequest("invalid generate request: must have non-empty token_ids field")
         return GeneratePayload(fields, fields.token_ids)
-
-    def usage(self, payload: Payload, body: bytes) -> Usage | None:
-        return usage_in_answer(body)
-
-    def stream_usage(self, payload: Payload, event: bytes) -> Usage | None:
-        return usage_in_event(event)
-
-    def rewrite_model(self, payload: Payload, body: bytes, model: str) -> bytes:
-        return replace_member(body, "model", model, present=payload.model is not None)

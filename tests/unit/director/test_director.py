@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import epp
@@ -474,15 +472,8 @@ def test_prefer_token_list() -> None:
 
 
 @pytest.fixture
-def exported() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def traced(exported: InMemorySpanExporter) -> Bench:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exported))
-    return Bench(tracer=OpenTelemetryTracer(provider))
+def traced(tracer: OpenTelemetryTracer) -> Bench:
+    return Bench(tracer=tracer)
 
 
 def test_the_request_span_lasts_until_the_flight_ends(traced: Bench, exported: InMemorySpanExporter) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
-import random
 from typing import Any
 
 import msgspec
@@ -22,18 +20,18 @@ from epp.api import (
     InferenceRequest,
     MediaFeature,
     Payload,
-    PluginContext,
     ProfileResult,
     Prompt,
     SchedulingResult,
     prefix_match,
 )
 from epp.telemetry.metrics import Registry
+from epp.testing import plugin
 from epp_plugins.producers.approx_prefix_cache import (
     MAX_BLOCKS,
-    ApproxPrefixCacheParams,
     ApproxPrefixCacheProducer,
 )
+from tests.picks import picked
 
 NAME = "approx-prefix-cache-producer"
 BLOCK = 64 * 4  # bytes
@@ -42,24 +40,7 @@ BLOCK = 64 * 4  # bytes
 def make(
     table: EndpointTable, name: str = NAME, metrics: Registry | None = None, **params: Any
 ) -> ApproxPrefixCacheProducer:
-    context = PluginContext(
-        name=name,
-        clock=lambda: 0.0,
-        rng=random.Random(0),
-        log=logging.getLogger("test"),
-        table=table,
-        find=lambda name: None,  # type: ignore[arg-type,return-value]
-        metrics=metrics,
-    )
-    return ApproxPrefixCacheProducer(msgspec.convert(params, ApproxPrefixCacheParams), context)
-
-
-@pytest.fixture
-def table() -> EndpointTable:
-    table = EndpointTable()
-    for number in range(3):
-        table.add(Endpoint(f"pod-{number}", f"10.0.0.{number}", 8000))
-    return table
+    return plugin(ApproxPrefixCacheProducer, params, name=name, table=table, metrics=metrics)
 
 
 def request(*texts: bytes, model: str = "m", salt: str = "", **prompt: Any) -> InferenceRequest:
@@ -82,14 +63,7 @@ def pick(
     row: int,
     prefill: int | None = None,
 ) -> None:
-    def result(profile: str, chosen: int) -> ProfileResult:
-        endpoint = producer.context.table.endpoints[chosen]
-        assert endpoint is not None
-        return ProfileResult(profile, (endpoint,), (chosen,), endpoints, np.zeros(len(endpoints)))
-
-    profiles: dict[str, ProfileResult | None] = {"decode": result("decode", row)}
-    profiles["prefill"] = None if prefill is None else result("prefill", prefill)
-    producer.on_picked(made, SchedulingResult("decode", profiles))
+    producer.on_picked(made, picked(producer.context.table, endpoints, decode=row, prefill=prefill))
 
 
 def sent(producer: ApproxPrefixCacheProducer, made: InferenceRequest, row: int, **more: Any) -> None:

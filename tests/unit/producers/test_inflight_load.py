@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
 from typing import Any
 
 import msgspec
@@ -25,16 +23,15 @@ from epp.api import (
     InferenceRequest,
     InferenceResponse,
     Payload,
-    PluginContext,
     PrefixMatch,
-    ProfileResult,
     Prompt,
-    SchedulingResult,
     publish_prefix_match,
 )
 from epp.telemetry.metrics import Registry
-from epp_plugins.producers.inflight_load import InflightLoadParams, InflightLoadProducer, column_names
+from epp.testing import plugin
+from epp_plugins.producers.inflight_load import InflightLoadProducer, column_names
 from epp_plugins.producers.inflight_series import LABELS, SWEEP_AT, InflightSeries
+from tests.picks import picked
 
 NAME = "inflight-load-producer"
 
@@ -42,24 +39,7 @@ NAME = "inflight-load-producer"
 def make(
     table: EndpointTable, name: str = NAME, metrics: Registry | None = None, **params: Any
 ) -> InflightLoadProducer:
-    context = PluginContext(
-        name=name,
-        clock=lambda: 0.0,
-        rng=random.Random(0),
-        log=logging.getLogger("test"),
-        table=table,
-        find=lambda name: None,  # type: ignore[arg-type,return-value]
-        metrics=metrics,
-    )
-    return InflightLoadProducer(msgspec.convert(params, InflightLoadParams), context)
-
-
-@pytest.fixture
-def table() -> EndpointTable:
-    table = EndpointTable()
-    for number in range(3):
-        table.add(Endpoint(f"pod-{number}", f"10.0.0.{number}", 8000))
-    return table
+    return plugin(InflightLoadProducer, params, name=name, table=table, metrics=metrics)
 
 
 def request(tokens: int, max_tokens: int | None = None) -> InferenceRequest:
@@ -71,16 +51,7 @@ def request(tokens: int, max_tokens: int | None = None) -> InferenceRequest:
 def pick(
     producer: InflightLoadProducer, made: InferenceRequest, endpoints: Endpoints, row: int, prefill: int | None = None
 ) -> None:
-    def result(profile: str, chosen: int) -> ProfileResult:
-        endpoint = producer.context.table.endpoints[chosen]
-        assert endpoint is not None
-        return ProfileResult(profile, (endpoint,), (chosen,), endpoints, np.zeros(len(endpoints)))
-
-    profiles: dict[str, ProfileResult | None] = {}
-    if prefill is not None:
-        profiles["prefill"] = result("prefill", prefill)
-    profiles["decode"] = result("decode", row)
-    producer.on_picked(made, SchedulingResult("decode", profiles))
+    producer.on_picked(made, picked(producer.context.table, endpoints, prefill=prefill, decode=row))
 
 
 def counts(table: EndpointTable, name: str = NAME) -> tuple[list[float], list[float]]:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-import random
-
 import msgspec
 import pytest
 
-from epp.api import SESSION_ID, DataKey, EndpointTable, InferenceRequest, Payload, PluginContext
+from epp.api import SESSION_ID, DataKey, InferenceRequest, Payload
+from epp.testing import plugin
 from epp_plugins.producers.session_id import SessionIdParams, SessionIdProducer, cookie
 
 KEY = DataKey(SESSION_ID, "sessions")
 
 
 def session(params: dict[str, str], headers: dict[str, str]) -> str | None:
-    table = EndpointTable()
-    context = PluginContext(
-        name="sessions",
-        clock=lambda: 0.0,
-        rng=random.Random(0),
-        log=logging.getLogger("test"),
-        table=table,
-        find=lambda name: None,  # type: ignore[arg-type,return-value]
-    )
-    producer = SessionIdProducer(msgspec.convert(params, SessionIdParams), context)
+    producer = plugin(SessionIdProducer, params, name="sessions")
     assert producer.produces == (KEY,)
     request = InferenceRequest("r", headers, "/", b"", Payload(), 0.0)
-    producer.produce(request, table.all(0.0))
+    producer.produce(request, producer.context.table.all(0.0))
     return request.attributes.get(KEY)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import random
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 import epp
+from epp import testing
 from epp.director.director import Director
 from epp.director.flight import RequestHead
 from epp.director.parsing import ParserTable
@@ -118,14 +117,7 @@ class World:
         self.quiet = Quiet()
 
         def context(name: str) -> epp.PluginContext:
-            return epp.PluginContext(
-                name=name,
-                clock=lambda: 0.0,
-                rng=random.Random(0),
-                log=logging.getLogger("test"),
-                table=self.table,
-                find=lambda name: None,  # type: ignore[arg-type,return-value]
-            )
+            return testing.context(name, table=self.table)
 
         self.shaker = Shaker(epp.NoParams(), context("shaker"))
         producers: list[epp.Producer[Any]] = [

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import random
-
-import msgspec
 import pytest
 
-from epp.api import DataKey, EndpointTable, InferenceRequest, Payload, PluginContext
-from epp_plugins.requestcontrol.agent_identity import AgentIdentity, AgentIdentityParams
+from epp.api import DataKey, InferenceRequest, Payload
+from epp.testing import plugin
+from epp_plugins.requestcontrol.agent_identity import AgentIdentity
 
 KEY = DataKey("agent-identity", "agent-identity")
 
 
 def run(headers: dict[str, str], fairness_id: str = "default-flow", **params: list[str]) -> tuple[str | None, str]:
-    context = PluginContext(
-        name="agent-identity",
-        clock=lambda: 0.0,
-        rng=random.Random(0),
-        log=logging.getLogger("test"),
-        table=EndpointTable(),
-        find=lambda name: None,  # type: ignore[arg-type,return-value]
-    )
-    plugin = AgentIdentity(msgspec.convert(params, AgentIdentityParams), context)
-    assert plugin.produces == (KEY,)
+    made = plugin(AgentIdentity, params)
+    assert made.produces == (KEY,)
     request = InferenceRequest("r", headers, "/", b"", Payload(), 0.0, fairness_id=fairness_id)
-    plugin.on_request(request)
+    made.on_request(request)
     return request.attributes.get(KEY), request.fairness_id
 
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 import epp
@@ -48,18 +46,6 @@ class Nobody(epp.Filter[epp.NoParams]):
 
     def filter(self, request: Any, endpoints: epp.Endpoints) -> epp.BoolArray:
         return np.zeros(len(endpoints), dtype=bool)
-
-
-@pytest.fixture
-def exported() -> InMemorySpanExporter:
-    return InMemorySpanExporter()
-
-
-@pytest.fixture
-def tracer(exported: InMemorySpanExporter) -> OpenTelemetryTracer:
-    provider = TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exported))
-    return OpenTelemetryTracer(provider)
 
 
 def profile(*filters: Any) -> SchedulingProfile:
