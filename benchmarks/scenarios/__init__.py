@@ -15,6 +15,7 @@ from benchmarks.scenarios import (
     light,
     long_prompt,
     memory,
+    prefix_index,
     scaling,
     soak,
 )
@@ -36,6 +37,7 @@ SCENARIOS = {
     "idle": Scenario(idle.SUMMARY, idle.run),
     "freshness": Scenario(freshness.SUMMARY, freshness.run),
     "memory": Scenario(memory.SUMMARY, memory.run),
+    "prefix-index": Scenario(prefix_index.SUMMARY, prefix_index.run),
     "grid": Scenario(grid.SUMMARY, grid.run),
     "soak": Scenario(soak.SUMMARY, soak.run),
 }

@@ -1,0 +1,274 @@
+"""The blocks themselves, as columns: one row per block, whatever the number of endpoints that hold it.
+
+A row has the block's key, the engine's hash for it, when it was last used, and its holders: a *plane* per tier and
+cache group, with one bit per endpoint lane (so many 64-bit words as the lanes need). Columns are reserved for the whole
+capacity and touched as rows are used; planes exist as soon as somebody reports that tier.
+
+Engines whose hashes are seeded at random have different hashes for the same block. Then the block has one row with the
+first engine's hash, and one *alias* row per further hash: same key, no holders, found only by the engine's hash.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Aim, Lookup, Numbers, Rows
+
+Plane = tuple[int, int]
+"""Tier number, cache group."""
+
+_FIXED_BYTES = 8 + 8 + 4 + 2 * BYTES_PER_ENTRY
+_WORD_BYTES = 8
+_SAMPLE = 8  # rows looked at for each row that is evicted
+_RUN = 16  # neighbours looked at together: they share cache lines
+_STRIDE = 16
+_OFFSETS = np.arange(_STRIDE)
+_GOLDEN = 0.6180339887498949
+
+
+class Blocks:
+    """`max_bytes` and `max_blocks` bound the rows in use; beyond them the least recently used make room.
+
+    `size_bytes` counts what rows in use cost. `evicted` counts the rows that the bounds have cost so far.
+    """
+
+    def __init__(self, max_bytes: int, max_blocks: int) -> None:
+        self.max_bytes = max_bytes
+        self.max_blocks = max_blocks
+        self._reserved = max(1024, min(max_blocks, int(max_bytes / (_FIXED_BYTES + _WORD_BYTES))))
+        self.evicted = 0
+        self.clock = 1
+        self._reset()
+
+    def _reset(self) -> None:
+        size = self._reserved
+        self.key = np.zeros(size, dtype=np.uint64)
+        self.engine = np.zeros(size, dtype=np.uint64)
+        self.used = np.zeros(size, dtype=np.uint32)
+        self.planes: dict[Plane, list[NDArray[np.uint64]]] = {}
+        self.aliases = 0
+        self._free = np.zeros(size, dtype=np.uint32)
+        self._spare = 0
+        self.high = 0
+        self._hand = 0.0
+        self.by_key = Lookup(size, lambda: self.key)
+        self.by_engine = Lookup(size, lambda: self.engine)
+
+    @property
+    def count(self) -> int:
+        """Rows in use."""
+        return self.high - self._spare
+
+    @property
+    def words(self) -> int:
+        """Words of holders per row, over all planes."""
+        return sum(map(len, self.planes.values()))
+
+    @property
+    def bytes_per_block(self) -> float:
+        """What a row costs with the planes there are."""
+        return _FIXED_BYTES + _WORD_BYTES * max(1, self.words)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the bounds allow now."""
+        return max(1, min(self._reserved, self.max_blocks, int(self.max_bytes / self.bytes_per_block)))
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the rows that have ever been used since the index was empty, and of the tables."""
+        columns = self.high * (8 + 8 + 4 + _WORD_BYTES * self.words) + 4 * self._spare
+        return columns + self.by_key.size_bytes + self.by_engine.size_bytes
+
+    def plane(self, plane: Plane, words: int) -> list[NDArray[np.uint64]]:
+        """The words of a plane, at least `words` many."""
+        columns = self.planes.setdefault(plane, [])
+        while len(columns) < words:
+            columns.append(np.zeros(self._reserved, dtype=np.uint64))
+        return columns
+
+    def find(self, keys: Numbers) -> Rows:
+        """The row of each key, -1 where there is none.
+
+        Blocks that were stored together have neighbouring rows. So for a long prompt only every `_STRIDE`th key goes
+        through the table, the keys between are expected beside it, and only those that are not there are looked up.
+        """
+        if len(keys) < 4 * _STRIDE:
+            return self.by_key.find(keys)
+        samples = self.by_key.find(keys[::_STRIDE])
+        expected = (samples[:, None] + _OFFSETS).reshape(-1)[: len(keys)]
+        rows = np.where(self.key.take(expected, mode="clip") == keys, expected, -1)
+        rest = np.flatnonzero(rows < 0)
+        if len(rest):
+            rows[rest] = self.by_key.find(keys.take(rest))
+        return rows
+
+    def upsert(self, keys: Numbers, engines: Numbers | None) -> Rows:
+        """Rows of these keys, new ones where there are none, known under these engine hashes from now on.
+
+        -1 where the engine's hash is already known for another block: such a report contradicts an earlier one.
+        """
+        if engines is None:
+            rows = self.by_key.find(keys)
+        else:
+            by_key, by_engine = self.by_key.aim(keys), self.by_engine.aim(engines)
+            rows, known = by_key.found, by_engine.found
+            new = rows.max() < 0 and known.max() < 0 and self.capacity - self.count >= len(keys)
+            if new and not _repeats(keys) and not _repeats(engines):  # the usual case
+                return self._add(keys, engines, by_key, by_engine)
+            wrong = (known >= 0) & (self.key.take(known) != keys)
+            if wrong.any():
+                right = ~wrong
+                rows = np.full(len(keys), -1, dtype=np.intp)
+                if right.any():
+                    rows[right] = self.upsert(keys[right], engines[right])
+                return rows
+        self._add_missing(keys, rows)
+        if engines is not None:
+            self._name(rows, keys, engines, np.flatnonzero(known < 0))
+        self.used[rows] = self.clock
+        return rows
+
+    def _add(self, keys: Numbers, engines: Numbers, by_key: Aim, by_engine: Aim) -> Rows:
+        rows = self._allocate(len(keys))
+        self.key[rows] = keys
+        self.engine[rows] = engines
+        self.used[rows] = self.clock
+        self.by_key.place(by_key, rows)
+        self.by_engine.place(by_engine, rows)
+        return rows
+
+    def _add_missing(self, keys: Numbers, rows: Rows) -> None:
+        missing = np.flatnonzero(rows < 0)
+        if not len(missing):
+            return
+        fresh, first, inverse = _distinct(keys.take(missing))
+        added = self._allocate(len(first))
+        self.key[added] = fresh
+        self.used[added] = self.clock
+        self.by_key.insert(fresh, added)
+        rows[missing] = added if inverse is None else added[inverse]
+
+    def _name(self, rows: Rows, keys: Numbers, engines: Numbers, unknown: Rows) -> None:
+        """Make rows known by the engine's hash: in the row itself, or in an alias when another engine was first."""
+        if not len(unknown):
+            return
+        hashes, first, _ = _distinct(engines.take(unknown))
+        where = unknown.take(first) if len(first) != len(unknown) else unknown
+        targets = rows.take(where)
+        unnamed = self.engine.take(targets) == 0
+        if unnamed.all():
+            self.engine[targets] = hashes
+        else:
+            self.engine[targets[unnamed]] = hashes[unnamed]
+        others = self.engine.take(targets) != hashes
+        if others.any():
+            added = self._allocate(int(others.sum()))
+            self.key[added] = keys[where[others]]
+            self.engine[added] = hashes[others]
+            self.used[added] = self.clock
+            targets[others] = added
+            self.aliases += len(added)
+        self.by_engine.insert(hashes, targets)
+
+    def holders(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether anybody holds each row."""
+        held = np.zeros(len(rows), dtype=np.bool_)
+        for words in self.planes.values():
+            for column in words:
+                held |= column.take(rows) != 0
+        return held
+
+    def release(self, rows: Rows) -> None:
+        """Free rows that nobody holds any more, of those given (each once)."""
+        empty = rows[~self.holders(rows)]
+        if len(empty):
+            self._free_rows(empty)
+
+    def wipe(self, begin: int, end: int, bits: NDArray[np.uint64]) -> None:
+        """Clear these bits (per word) in the rows from `begin` to `end`, and free rows that nobody holds then."""
+        before = np.zeros(end - begin, dtype=np.uint64)
+        after = np.zeros(end - begin, dtype=np.uint64)
+        for words in self.planes.values():
+            for column, wiped in zip(words, bits, strict=False):  # a lane of a word that a plane lacks has no bit in it
+                before |= column[begin:end]
+                column[begin:end] &= ~wiped
+            for column in words:
+                after |= column[begin:end]
+        emptied = np.flatnonzero((before != 0) & (after == 0)) + begin
+        if len(emptied):
+            self._free_rows(emptied)
+        if self.aliases:
+            rows = np.flatnonzero(self.key[begin:end]) + begin
+            idle = rows[~self.holders(rows)]
+            if len(idle):
+                canonical = self.by_key.find(self.key.take(idle))
+                self._free_rows(idle[canonical < 0])
+
+    def evict_surplus(self, most: int) -> int:
+        """Evict up to `most` rows beyond the capacity; returns how many that were."""
+        surplus = min(most, self.count - self.capacity)
+        return self._evict(surplus) if surplus > 0 else 0
+
+    def _allocate(self, count: int) -> Rows:
+        room = self.capacity - self.count
+        if room < count:
+            self._evict(count - room)
+        taken = min(count, self._spare)
+        self._spare -= taken
+        recycled = self._free[self._spare : self._spare + taken].astype(np.intp)
+        if taken == count:
+            return recycled
+        if self.high + count - taken > self._reserved:
+            raise MemoryError(f"{count} blocks at once do not fit into an index of {self.capacity}")
+        fresh = np.arange(self.high, self.high + count - taken)
+        self.high += count - taken
+        return np.concatenate([recycled, fresh]) if taken else fresh
+
+    def _evict(self, count: int) -> int:
+        """Forget `count` of the least recently used rows, of a sample spread over all."""
+        runs = -(-count * _SAMPLE // _RUN)
+        self._hand = (self._hand + _GOLDEN) % 1.0
+        starts = (np.linspace(0.0, 1.0, runs, endpoint=False) + self._hand) % 1.0 * max(1, self.high - _RUN)
+        rows = np.unique((starts.astype(np.intp)[:, None] + np.arange(_RUN)).reshape(-1))
+        rows = rows[rows < self.high]
+        rows = rows[self.key.take(rows) != 0]
+        ages = np.uint32(self.clock) - self.used.take(rows)
+        rows = rows[ages > 0]  # what the present call needs stays
+        if len(rows) > count:
+            ages = np.uint32(self.clock) - self.used.take(rows)
+            rows = rows[np.argpartition(ages, len(ages) - count)[len(ages) - count :]]
+        for words in self.planes.values():
+            for column in words:
+                column[rows] = 0
+        self.evicted += len(rows)
+        self._free_rows(rows)
+        return len(rows)
+
+    def _free_rows(self, rows: Rows) -> None:
+        canonical = self.by_key.find(self.key[rows]) == rows
+        mine = rows[canonical]
+        self.aliases -= len(rows) - len(mine)
+        self.by_key.remove(self.key[mine], mine)
+        named = rows[self.engine.take(rows) != 0]
+        self.by_engine.remove(self.engine[named], named)
+        self.key[rows] = 0
+        self.engine[rows] = 0
+        self._free[self._spare : self._spare + len(rows)] = rows
+        self._spare += len(rows)
+        if self._spare == self.high and self.high > 1 << 16:
+            self._reset()  # empty: the memory goes back
+
+
+def _distinct(numbers: Numbers) -> tuple[Numbers, Rows, Rows | None]:
+    """The distinct numbers, where each occurs first, and for each number which of them it is (None: all differ)."""
+    if not _repeats(numbers):
+        return numbers, np.arange(len(numbers)), None
+    distinct, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    return distinct, first, inverse
+
+
+def _repeats(numbers: Numbers) -> bool:
+    ordered = np.sort(numbers)
+    return bool((ordered[1:] == ordered[:-1]).any())

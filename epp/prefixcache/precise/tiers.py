@@ -1,0 +1,36 @@
+"""Tiers of a server's cache and what a block in each is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+DEFAULT_WEIGHTS: Mapping[str, float] = {"gpu": 1.0, "cpu": 0.8}
+"""Those of llm-d-router: loading a block from host memory costs about a fifth of what it saves."""
+
+UNKNOWN_WEIGHT = 1.0
+SPECULATIVE = "speculative"
+MAX_TIERS = 16
+"""Names of tiers come from the network: beyond so many, the rest share one."""
+
+OTHER = "other"
+
+
+class Tiers:
+    """Numbers for tier names, in the order in which they come. `weights` by lower-case name; 1.0 for others."""
+
+    def __init__(self, weights: Mapping[str, float] = DEFAULT_WEIGHTS) -> None:
+        self._weights = {name.lower(): weight for name, weight in weights.items()}
+        self.names: list[str] = []
+        self.weights: list[float] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        """The tier's number; a new one for a new name."""
+        number = self._numbers.get(name)
+        if number is None:
+            if len(self.names) >= MAX_TIERS and name != OTHER:
+                return self.number(OTHER)
+            number = self._numbers[name] = len(self.names)
+            self.names.append(name)
+            self.weights.append(self._weights.get(name.lower(), UNKNOWN_WEIGHT))
+        return number
