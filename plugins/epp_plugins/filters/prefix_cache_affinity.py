@@ -14,6 +14,8 @@ Parameters:
   more than this; 0 switches this gate off. The time is estimated as tokens in flight / `peakPrefillThroughput`.
 - `peakPrefillThroughput` (15928): tokens per second that one server processes at best.
 - `maxTokensInFlightPenalty` (0: off): the same gate, in tokens in flight.
+- `prefillCalibrationFile`, `prefillCalibrationFingerprint`: accepted, without effect: a record of measurements is not
+  read; write what it measured as `peakPrefillThroughput`. `prefillCalibrationRequired: true` is therefore refused.
 - `ttftSource` (prefillThroughput): `latencyPredictor` is refused, since nothing predicts latency here yet.
 - `prefixMatchInfoProducerName` (approx-prefix-cache-producer), `inFlightLoadProducerName` (inflight-load-producer).
 
@@ -57,6 +59,9 @@ class PrefixCacheAffinityFilterParams(epp.Params, frozen=True):
     peak_prefill_throughput: Annotated[float, msgspec.Meta(ge=0, description="tokens per second of one server")] = (
         15928.0
     )
+    prefill_calibration_file: Annotated[str, msgspec.Meta(description="no effect: use peakPrefillThroughput")] = ""
+    prefill_calibration_fingerprint: Annotated[str, msgspec.Meta(description="no effect")] = ""
+    prefill_calibration_required: Annotated[bool, msgspec.Meta(description="true is refused")] = False
     prefix_match_info_producer_name: Annotated[
         str, msgspec.Meta(min_length=1, description="producer whose matches are read")
     ] = DEFAULT_PREFIX_PRODUCER
@@ -69,6 +74,11 @@ class PrefixCacheAffinityFilterParams(epp.Params, frozen=True):
             raise ValueError("ttftSource latencyPredictor: nothing predicts latency yet, use prefillThroughput")
         if self.max_ttft_penalty_ms and not self.peak_prefill_throughput:
             raise ValueError("peakPrefillThroughput must be above 0, or maxTTFTPenaltyMs 0")
+        if self.prefill_calibration_required:
+            raise ValueError(
+                "prefillCalibrationRequired: calibration records are not read; set peakPrefillThroughput to the "
+                "measured tokens per second and remove this"
+            )
 
 
 class PrefixCacheAffinityFilter(epp.Filter[PrefixCacheAffinityFilterParams]):
@@ -79,6 +89,13 @@ class PrefixCacheAffinityFilter(epp.Filter[PrefixCacheAffinityFilterParams]):
 
     def __init__(self, params: PrefixCacheAffinityFilterParams, context: epp.PluginContext) -> None:
         super().__init__(params, context)
+        if params.prefill_calibration_file or params.prefill_calibration_fingerprint:
+            context.log.warning(
+                "%s: prefillCalibrationFile and prefillCalibrationFingerprint have no effect: set "
+                "peakPrefillThroughput to the measured tokens per second (here: %g)",
+                self.name,
+                params.peak_prefill_throughput,
+            )
         _, self._tokens = column_names(params.in_flight_load_producer_name)
         by_time = params.max_ttft_penalty_ms * params.peak_prefill_throughput / 1000.0
         gates = [gate for gate in (by_time, params.max_tokens_in_flight_penalty) if gate > 0]

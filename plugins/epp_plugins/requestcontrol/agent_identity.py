@@ -32,7 +32,7 @@ class AgentIdentity(Plugin[AgentIdentityParams]):
     """Sets `agent-identity/<name>`, a string, and the fairness id."""
 
     type = "agent-identity"
-    stability = "beta"
+    stability = "alpha"
     Params = AgentIdentityParams
 
     def __init__(self, params: AgentIdentityParams, context: PluginContext) -> None:

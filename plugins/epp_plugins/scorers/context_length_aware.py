@@ -13,7 +13,8 @@ When to use it: a pool with servers of different memory, each with a label that 
 Narrow ranges win over wide ones, and a near miss over a far one.
 
 Parameters: `label` (llm-d.ai/context-length-range); `enableFiltering` (false): also drop servers out of range (and with
-an unreadable label); those without the label stay.
+an unreadable label); those without the label stay. `reusableTokensProducerName` is accepted and has no effect: the
+whole prompt counts, also what could be fetched from the cache of another server.
 
 Metrics: none. Failure: a request whose prompt nobody understood has no length; the plugin then has no say.
 """
@@ -40,6 +41,7 @@ class ContextLengthAwareParams(epp.Params, frozen=True):
         "llm-d.ai/context-length-range"
     )
     enable_filtering: Annotated[bool, msgspec.Meta(description="drop servers out of range")] = False
+    reusable_tokens_producer_name: Annotated[str, msgspec.Meta(description="no effect: the whole prompt counts")] = ""
 
 
 class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[ContextLengthAwareParams]):
@@ -50,6 +52,12 @@ class ContextLengthAware(epp.Scorer[ContextLengthAwareParams], epp.Filter[Contex
 
     def __init__(self, params: ContextLengthAwareParams, context: epp.PluginContext) -> None:
         super().__init__(params, context)
+        if params.reusable_tokens_producer_name:
+            context.log.warning(
+                "%s: reusableTokensProducerName has no effect: nothing tells yet what can be fetched from another "
+                "server's cache, so the whole prompt counts; remove it",
+                self.name,
+            )
         self._low = LabelColumn(lambda labels: self._range(labels)[0], np.float64)
         self._high = LabelColumn(lambda labels: self._range(labels)[1], np.float64)
         self._full = LabelColumn(lambda labels: _in_range(*self._range(labels))[0], np.float64)

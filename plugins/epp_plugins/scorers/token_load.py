@@ -6,7 +6,8 @@ server that holds much of the prompt has less to add, so cache affinity is part 
 Score: 1 - min(tokens in flight + this request's uncached tokens, T) / T.
 
 Parameters: `queueThresholdTokens` T (4194304: 128 requests of 32k tokens); `inFlightLoadProducerName`
-(inflight-load-producer): whose counts are read.
+(inflight-load-producer): whose counts are read. `nonTextTokenWeight` is accepted and has no effect: a token of an image
+counts as one of text.
 
 Metrics: those of the producer. Failure: when the producer failed for this request, its whole prompt counts everywhere.
 """
@@ -30,6 +31,7 @@ class TokenLoadScorerParams(epp.Params, frozen=True):
     in_flight_load_producer_name: Annotated[
         str, msgspec.Meta(min_length=1, description="producer whose counts are read")
     ] = DEFAULT_NAME
+    non_text_token_weight: Annotated[float, msgspec.Meta(description="no effect: all tokens count alike")] = 1.0
 
 
 class TokenLoadScorer(epp.Scorer[TokenLoadScorerParams]):
@@ -41,6 +43,12 @@ class TokenLoadScorer(epp.Scorer[TokenLoadScorerParams]):
     def __init__(self, params: TokenLoadScorerParams, context: epp.PluginContext) -> None:
         super().__init__(params, context)
         _, self._in_flight = column_names(params.in_flight_load_producer_name)
+        if params.non_text_token_weight > 0 and params.non_text_token_weight != 1.0:  # others mean 1.0 anyway
+            context.log.warning(
+                "%s: nonTextTokenWeight has no effect: a token of an image, video or audio counts as one of text; "
+                "remove it",
+                self.name,
+            )
         self._uncached = epp.DataKey(epp.UNCACHED_TOKENS, params.in_flight_load_producer_name)
 
     @property

@@ -170,6 +170,7 @@ def test_without_a_metrics_registry() -> None:
         ({"affinityThreshold": 1.1}, "<= 1"),
         ({"explorationProbability": -0.1}, ">= 0"),
         ({"maxTTFTPenaltyMs": -1}, ">= 0"),
+        ({"prefillCalibrationRequired": True}, "set peakPrefillThroughput to the measured"),
         ({"ttftSource": "latencyPredictor"}, "nothing predicts latency yet"),
         ({"ttftSource": "guess"}, "invalid enum value"),
         ({"peakPrefillThroughput": 0}, "peakPrefillThroughput must be above 0"),
@@ -179,3 +180,10 @@ def test_without_a_metrics_registry() -> None:
 def test_parameters_are_checked(parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(epp.ConfigError, match=message):
         plugin(PrefixCacheAffinityFilter, parameters)
+
+
+def test_a_calibration_record_is_accepted_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    plugin(PrefixCacheAffinityFilter, {"peakPrefillThroughput": 9000, "prefillCalibrationRequired": False})
+    assert not caplog.text
+    plugin(PrefixCacheAffinityFilter, {"prefillCalibrationFile": "r.json", "prefillCalibrationFingerprint": "sha256:a"})
+    assert "prefillCalibrationFile and prefillCalibrationFingerprint have no effect" in caplog.text

@@ -80,3 +80,12 @@ def test_labels_that_change_are_read_again() -> None:
         epp.Endpoint(known.name, known.address, known.port, known.namespace, {LABEL: "100-100"}, pod=known.pod)
     )
     assert scorer.score(of_length(100), candidates).tolist() == [1.0]
+
+
+def test_subtracting_what_can_be_fetched_is_accepted_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    told = plugin(ContextLengthAware, {"reusableTokensProducerName": "p2p"})
+    assert "reusableTokensProducerName has no effect" in caplog.text
+    candidates = ranges("0-2000", "0-500")
+    assert told.score(of_length(1000), candidates).tolist() == (
+        plugin(ContextLengthAware).score(of_length(1000), candidates).tolist()
+    )

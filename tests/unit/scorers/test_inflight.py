@@ -70,6 +70,13 @@ class TestTokenLoad:
         candidates.set(epp.DataKey(epp.UNCACHED_TOKENS, "mine"), np.zeros(2))
         assert scorer.score(request(), candidates).tolist() == pytest.approx([1.0, 0.5])
 
+    def test_a_weight_for_media_is_accepted_with_a_word(self, caplog: pytest.LogCaptureFixture) -> None:
+        plugin(TokenLoadScorer, {"nonTextTokenWeight": 0})
+        assert not caplog.text
+        scorer = plugin(TokenLoadScorer, {"nonTextTokenWeight": 2.5, "queueThresholdTokens": 100})
+        assert "nonTextTokenWeight has no effect" in caplog.text
+        assert scorer.score(request("x" * 100), endpoints(inflight_tokens=[25])).tolist() == pytest.approx([0.5])
+
     def test_with_the_real_producer_a_burst_spreads(self) -> None:
         pool = assemble(
             """
