@@ -12,7 +12,7 @@ from statistics import median
 
 from benchmarks.bench import Bench, row
 from benchmarks.figures import Outcome, Table, bound, columns
-from benchmarks.inflight import FLAGS, InFlight, in_flight
+from benchmarks.inflight import FLAGS, PREFIX, InFlight, in_flight, total
 from benchmarks.load.generator import Load
 from benchmarks.processes import target
 from benchmarks.procfs import resident_bytes
@@ -35,6 +35,7 @@ COLUMNS = columns(
     ("resets", "reset"),
     ("lost", "cut by disconnects"),
     ("rss", "RSS MB", 1),
+    ("index", "prefix index MB", 2),
     ("running", "in flight after"),
 )
 
@@ -63,9 +64,9 @@ async def run(bench: Bench, outcome: Outcome) -> None:
                 lost += figures["lost"]
             left = await _drained(process)
             sizes.append(resident_bytes(process.pid) / 1e6)
-            table.rows.append(
-                row(command, requests=requests, resets=resets, lost=lost, rss=sizes[-1], running=left.streams)
-            )
+            index = total(await process.metrics(), PREFIX + "prefix_indexer_bytes") / 1e6
+            cells = {"resets": resets, "lost": lost, "rss": sizes[-1], "index": index, "running": left.streams}
+            table.rows.append(row(command, requests=requests, **cells))
             bench.say(f"round {number + 1} of {rounds}: {sizes[-1]:.0f} MB")
         left = await _drained(process)
     middle = len(sizes) // 2
