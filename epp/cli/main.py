@@ -21,6 +21,7 @@ COMMANDS = {
     "serve": Command("epp.cli.serve:run", "serve ext_proc: pick an endpoint for every request"),
     "check": Command("epp.cli.check:run", "validate a configuration and print what it means"),
     "plugins": Command("epp.cli.plugins:run", "list plugin types, document one, or write a new one"),
+    "kv": Command("epp.cli.kv:run", "print or diagnose the KV cache events of a model server"),
     "demo": Command("epp.cli.demo:run", "a real Envoy, the picker and simulated servers on this machine"),
     "sim": Command("epp.cli.sim:run", "simulated model servers"),
     "version": Command("epp.cli.main:version", "print the version"),
