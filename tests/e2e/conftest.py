@@ -63,6 +63,10 @@ class ModelServers:
         for runner in self._runners:
             await runner.cleanup()
 
+    async def stop_one(self, index: int) -> None:
+        """From now on its port refuses connections."""
+        await self._runners[index].cleanup()
+
     @property
     def served(self) -> list[Served]:
         return [Served("127.0.0.1", port) for port in self.ports]
