@@ -127,6 +127,15 @@ def test_a_call_from_its_first_message_to_its_end() -> None:
     assert METHOD == "/envoy.service.ext_proc.v3.ExternalProcessor/Process"
 
 
+def test_nobody_has_to_count_streams() -> None:
+    service = ProcessService(ExchangeContext(ObedientDirector(), lambda: 0.0, lambda: "id"))
+    stream = service(RecordingCall())
+    stream.receive(request_headers(end_of_stream=True))
+    assert service.open_streams == 1
+    stream.closed(CloseReason.RESET)
+    assert service.open_streams == 0
+
+
 def test_the_bypass_finishes_right_behind_the_reply() -> None:
     _, call, stream, _ = begin(ObedientDirector(), bypass_response=True)
     stream.receive(request_headers())

@@ -1,0 +1,38 @@
+"""What exchanges and the transport tell of themselves."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
+from epp.telemetry.exposition import render_now
+from epp.telemetry.metrics import Registry
+from epp.transport.limits import TransportStats
+
+
+def test_failures_and_violations_are_counted_and_logged_once_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry()
+    metrics = ExchangeMetrics(registry, lambda: 100.0)
+    with caplog.at_level(logging.WARNING, "epp.extproc"):
+        for _ in range(3):
+            metrics.failed(ZeroDivisionError("oops"))
+            metrics.violated("request_body before request_headers")
+    page = render_now(registry).decode()
+    assert 'llm_d_epp_extproc_internal_errors_total{kind="ZeroDivisionError"} 3.0' in page
+    assert 'extproc_protocol_violations_total{problem="request_body before request_headers"} 3.0' in page
+    assert [record.getMessage() for record in caplog.records] == [
+        "an exchange failed: ZeroDivisionError: oops",
+        "the gateway broke the protocol: request_body before request_headers",
+    ]
+
+
+def test_the_transport_is_read_when_the_page_is() -> None:
+    registry, stats = Registry(), TransportStats()
+    expose_transport(registry, stats)
+    stats.streams = 4
+    stats.hit("buffered_server")
+    page = render_now(registry).decode()
+    assert "llm_d_epp_transport_streams 4.0" in page
+    assert 'llm_d_epp_transport_limits_hit{limit="buffered_server"} 1.0' in page
