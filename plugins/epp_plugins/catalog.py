@@ -29,6 +29,8 @@ CATALOG: dict[str, str] = {
     "no-hit-lru-scorer": "epp_plugins.scorers.no_hit_lru:NoHitLRUScorer",
     "openai-parser": "epp_plugins.parsers.openai:OpenAIParser",
     "passthrough-parser": "epp_plugins.parsers.passthrough:PassthroughParser",
+    "precise-prefix-cache-producer": "epp_plugins.producers.precise_prefix_cache:PrecisePrefixCacheProducer",
+    "precise-prefix-cache-scorer": "epp_plugins.scorers.precise_prefix_cache:PrecisePrefixCacheScorer",
     "prefill-filter": "epp_plugins.filters.prefill:PrefillFilter",
     "prefix-cache-affinity-filter": "epp_plugins.filters.prefix_cache_affinity:PrefixCacheAffinityFilter",
     "prefix-cache-scorer": "epp_plugins.scorers.prefix_cache:PrefixCacheScorer",

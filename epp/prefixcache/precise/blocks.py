@@ -187,24 +187,18 @@ class Blocks:
             self._free_rows(empty)
 
     def wipe(self, begin: int, end: int, bits: NDArray[np.uint64]) -> None:
-        """Clear these bits (per word) in the rows from `begin` to `end`, and free rows that nobody holds then."""
-        before = np.zeros(end - begin, dtype=np.uint64)
-        after = np.zeros(end - begin, dtype=np.uint64)
+        """Clear these bits (per word) in the rows from `begin` to `end`, and free rows that nobody holds."""
+        held = np.zeros(end - begin, dtype=np.uint64)
         for words in self.planes.values():
             for column, wiped in zip(words, bits, strict=False):  # a lane of a word that a plane lacks has no bit in it
-                before |= column[begin:end]
-                column[begin:end] &= ~wiped
+                if wiped:
+                    column[begin:end] &= ~wiped
             for column in words:
-                after |= column[begin:end]
-        emptied = np.flatnonzero((before != 0) & (after == 0)) + begin
-        if len(emptied):
-            self._free_rows(emptied)
-        if self.aliases:
-            rows = np.flatnonzero(self.key[begin:end]) + begin
-            idle = rows[~self.holders(rows)]
-            if len(idle):
-                canonical = self.by_key.find(self.key.take(idle))
-                self._free_rows(idle[canonical < 0])
+                held |= column[begin:end]
+        idle = np.flatnonzero((held == 0) & (self.key[begin:end] != 0)) + begin
+        if len(idle):
+            canonical = self.by_key.find(self.key.take(idle))
+            self._free_rows(idle[(canonical == idle) | (canonical < 0)])  # aliases stay as long as their block
 
     def evict_surplus(self, most: int) -> int:
         """Evict up to `most` rows beyond the capacity; returns how many that were."""

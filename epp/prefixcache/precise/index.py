@@ -28,7 +28,7 @@ from epp.prefixcache.precise.lookup import Rows
 from epp.prefixcache.precise.matching import LaneMatch, match_rows
 from epp.prefixcache.precise.speculation import Record, Speculation
 from epp.prefixcache.precise.stores import cut, engine_hashes, resolve, well_formed
-from epp.prefixcache.precise.tiers import DEFAULT_WEIGHTS, SPECULATIVE, Tiers
+from epp.prefixcache.precise.tiers import DEFAULT_WEIGHTS, RESTORED, SPECULATIVE, Tiers
 
 _log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class PreciseIndex:
         self._log = log
         self._wipe: NDArray[np.uint64] | None = None
         self._cursor = 0
+        self._sweep_wanted = False
 
     def block_size_of(self, endpoint: str) -> int | None:
         """Tokens per block in the endpoint's latest event; None before its first."""
@@ -227,11 +228,15 @@ class PreciseIndex:
         rows = self._canonical(engine_hashes(hashes))
         known = rows[rows >= 0]
         self.counters.unknown_removals += len(rows) - len(known)
-        columns = self.blocks.planes.get(plane)
-        if lane is None or columns is None or not len(known) or lane // WORD >= len(columns):
+        if lane is None or not len(known):
             return
         known = np.unique(known)
-        columns[lane // WORD][known] &= ~np.uint64(1 << lane % WORD)
+        word, bit = lane // WORD, np.uint64(1 << lane % WORD)
+        restored = self.tiers.known(RESTORED + self.tiers.names[plane[0]])
+        for tier in (plane[0], restored):
+            columns = None if tier is None else self.blocks.planes.get((tier, plane[1]))
+            if columns is not None and word < len(columns):
+                columns[word][known] &= ~bit
         self.counters.removed += len(known)
         self.blocks.release(known)
 
@@ -301,6 +306,51 @@ class PreciseIndex:
             self.blocks.release(rows)
         return count
 
+    # Snapshots
+
+    @property
+    def restored(self) -> bool:
+        """Whether there are blocks from a snapshot that have not been dropped yet."""
+        return any(self.tiers.names[tier].startswith(RESTORED) for tier, _ in self.blocks.planes)
+
+    def endpoint_sizes(self) -> dict[str, int]:
+        """Block size by endpoint, of those that are known."""
+        return dict(self._endpoint_sizes)
+
+    def restore(
+        self, block_sizes: Sequence[int], sizes: Mapping[str, int], endpoints: Sequence[str], adapters: Sequence[str]
+    ) -> list[int]:
+        """Take over what a snapshot knows besides blocks; returns the lanes of these endpoints."""
+        for size in block_sizes:
+            self._accepts(size)
+        self._endpoint_sizes.update({name: size for name, size in sizes.items() if name not in self._endpoint_sizes})
+        self.adapters.update(adapters[:MAX_ADAPTERS])
+        return [self.lanes.assign(name) for name in endpoints]
+
+    def restore_rows(
+        self, keys: Keys, engines: Keys, planes: Sequence[tuple[str, int, Sequence[NDArray[np.uint64]]]]
+    ) -> None:
+        """Add blocks of a snapshot with their holders' bits. They are believed until `drop_restored`."""
+        for begin in range(0, len(keys), SLICE):
+            part = slice(begin, begin + SLICE)
+            named = engines[part] != 0
+            if not named.any():
+                continue
+            self.blocks.clock += 1
+            rows = self.blocks.upsert(keys[part][named], engines[part][named])
+            good = rows >= 0
+            for tier, group, words in planes:
+                number = self.tiers.number(RESTORED + tier.removeprefix(RESTORED))
+                columns = self.blocks.plane((number, group), self.lanes.words)
+                for column, bits in zip(columns, words, strict=False):
+                    column[rows[good]] |= bits[part][named][good]
+
+    def drop_restored(self) -> None:
+        """What no event has confirmed by now is not believed any more; its rows are freed by `tidy`."""
+        for plane in [key for key in self.blocks.planes if self.tiers.names[key[0]].startswith(RESTORED)]:
+            del self.blocks.planes[plane]
+            self._sweep_wanted = True
+
     # Upkeep
 
     def tidy(self) -> bool:
@@ -308,9 +358,12 @@ class PreciseIndex:
         blocks = self.blocks
         if self._wipe is None:
             self._wipe = self.lanes.begin_sweep()
-            self._cursor = 0
+            if self._wipe is None and self._sweep_wanted:
+                self._wipe = np.zeros(self.lanes.words, dtype=np.uint64)
             if self._wipe is None:
                 return blocks.evict_surplus(SLICE) > 0
+            self._sweep_wanted = False
+            self._cursor = 0
         # The more cleared lanes wait, the faster the sweep: a server that clears all the time must not use up lanes.
         end = min(blocks.high, self._cursor + SWEEP_ROWS * (1 + self.lanes.dirty // WORD))
         blocks.wipe(self._cursor, end, self._wipe)

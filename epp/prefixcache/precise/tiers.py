@@ -9,7 +9,10 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {"gpu": 1.0, "cpu": 0.8}
 
 UNKNOWN_WEIGHT = 1.0
 SPECULATIVE = "speculative"
-MAX_TIERS = 16
+RESTORED = "restored "
+"""In front of a tier's name: as a snapshot says, not confirmed by events. Worth the same."""
+
+MAX_TIERS = 32
 """Names of tiers come from the network: beyond so many, the rest share one."""
 
 OTHER = "other"
@@ -24,6 +27,10 @@ class Tiers:
         self.weights: list[float] = []
         self._numbers: dict[str, int] = {}
 
+    def known(self, name: str) -> int | None:
+        """The tier's number if it has one."""
+        return self._numbers.get(name)
+
     def number(self, name: str) -> int:
         """The tier's number; a new one for a new name."""
         number = self._numbers.get(name)
@@ -32,5 +39,5 @@ class Tiers:
                 return self.number(OTHER)
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
-            self.weights.append(self._weights.get(name.lower(), UNKNOWN_WEIGHT))
+            self.weights.append(self._weights.get(name.lower().removeprefix(RESTORED), UNKNOWN_WEIGHT))
         return number

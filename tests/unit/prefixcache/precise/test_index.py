@@ -1,0 +1,268 @@
+"""The precise index: what the property test does not reach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from epp.api import MediaFeature
+from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored
+from epp.prefixcache.precise.index import MAX_BLOCK_SIZES, SWEEP_ROWS, PreciseIndex
+from epp.prefixcache.precise.lookup import Lookup
+from epp.prefixcache.precise.prompts import prompt_keys
+from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, Tiers
+
+A, B = "10.0.0.1:8000", "10.0.0.2:8000"
+SIZE = 16
+
+
+@pytest.fixture
+def index() -> PreciseIndex:
+    return PreciseIndex(1 << 24)
+
+
+def tokens(blocks: int, seed: int = 0, size: int = SIZE) -> bytes:
+    return np.random.default_rng(seed).integers(0, 100_000, blocks * size, dtype=np.uint32).tobytes()
+
+
+def stored(data: bytes, first: int = 1, parent: int | None = None, size: int = SIZE, **more: object) -> BlockStored:
+    count = len(data) // (4 * size)
+    return BlockStored(range(first, first + count), parent, data, size, **more)  # type: ignore[arg-type]
+
+
+def held(index: PreciseIndex, data: bytes, endpoint: str, **more: object) -> float:
+    lane = index.lanes.get(endpoint)
+    size = index.block_sizes[0] if index.block_sizes else SIZE
+    match = index.match(prompt_keys(index.hasher, data, size, **more))  # type: ignore[arg-type]
+    return 0.0 if lane is None else float(match.blocks[lane])
+
+
+def test_a_prompt_longer_than_a_slice(index: PreciseIndex) -> None:
+    data = tokens(10_000)
+    index.apply(A, [stored(data)])
+    assert held(index, data, A) == 10_000
+    assert held(index, data + tokens(3, 1), A) == 10_000
+    index.apply(A, [BlockRemoved([9001])])
+    assert held(index, data, A) == 9000
+
+
+def test_a_run_continues_in_the_middle_of_an_earlier_one(index: PreciseIndex) -> None:
+    data = tokens(6)
+    fork = data[: 3 * 64] + tokens(2, 5)
+    index.apply(A, [stored(data), stored(fork[3 * 64 :], 100, 3)])
+    assert held(index, fork, A) == 5
+    index.apply(B, [stored(fork[3 * 64 :], 100, 3)])
+    assert held(index, fork, B) == 0  # without its beginning
+
+
+def test_orphans_are_counted_and_skipped(index: PreciseIndex) -> None:
+    index.apply(A, [stored(tokens(3), 10, 9), stored(tokens(2), 13, 12)])
+    assert index.counters.orphans == 5
+    assert index.blocks.count == 0
+
+
+def test_events_that_do_not_fit_together(index: PreciseIndex) -> None:
+    good = stored(tokens(2))
+    index.apply(A, [BlockStored([1, 2, 3], None, tokens(2), SIZE), BlockStored([1], None, b"1234", 0), good])
+    assert index.counters.malformed == 2
+    assert held(index, tokens(2), A) == 2
+
+
+def test_one_hash_for_two_blocks_is_a_contradiction(index: PreciseIndex) -> None:
+    index.apply(A, [stored(tokens(2))])
+    index.apply(B, [stored(tokens(2, 7))])
+    assert index.counters.conflicts == 2
+    assert held(index, tokens(2), A) == 2
+
+
+def test_stored_and_removed_in_one_batch_keeps_its_order(index: PreciseIndex) -> None:
+    data = tokens(2)
+    index.apply(A, [stored(data), BlockRemoved([2])])
+    assert held(index, data, A) == 1
+    index.apply(A, [BlockRemoved([2]), stored(data)])
+    assert held(index, data, A) == 2
+    other = tokens(2, 3)
+    index.apply(A, [BlockRemoved([1, 2]), stored(other, 50)])
+    assert (held(index, data, A), held(index, other, A)) == (0, 2)
+
+
+def test_cleared_in_the_middle(index: PreciseIndex) -> None:
+    first, second = tokens(2), tokens(2, 1)
+    index.apply(A, [stored(first), AllBlocksCleared(), stored(second, 20)])
+    assert (held(index, first, A), held(index, second, A)) == (0, 2)
+    assert index.counters.clears == 1
+
+
+def test_a_cleared_endpoint_is_wiped_in_slices_and_its_lane_used_again(index: PreciseIndex) -> None:
+    for n in range(3):
+        index.apply(A, [stored(tokens(30_000, n), 1 + n * 30_000)])
+    assert index.blocks.high > SWEEP_ROWS
+    before = index.lanes.get(A)
+    index.clear(A)
+    assert held(index, tokens(10), A) == 0
+    assert index.tidy()
+    assert index.blocks.count > 0
+    while index.tidy():
+        pass
+    assert index.blocks.count == 0
+    assert index.blocks.high == 0  # the memory went back
+    index.apply(B, [stored(tokens(2))])
+    assert index.lanes.get(B) == before
+    assert held(index, tokens(2), B) == 2
+
+
+def test_tiers_count_by_their_weight(index: PreciseIndex) -> None:
+    data = tokens(3)
+    index.apply(A, [stored(data[:64]), stored(data[64:], 2, 1, medium="cpu")])
+    match = index.match(prompt_keys(index.hasher, data, SIZE))
+    assert match.blocks[0] == 3
+    assert match.weighted[0] == pytest.approx(2.6)
+    index.apply(A, [BlockStored([2], None, b"", SIZE)])  # known blocks, in the GPU too now
+    assert index.counters.moved == 1
+    assert index.match(prompt_keys(index.hasher, data, SIZE)).weighted[0] == pytest.approx(2.8)
+    index.apply(A, [BlockRemoved([2], "cpu"), BlockRemoved([3], "cpu")])
+    assert index.match(prompt_keys(index.hasher, data, SIZE)).weighted[0] == 2
+    index.apply(A, [BlockStored([77], None, b"", SIZE, medium="cpu")])
+    assert index.counters.orphans == 1
+
+
+def test_a_block_stays_while_any_group_has_it(index: PreciseIndex) -> None:
+    data = tokens(2)
+    index.apply(A, [stored(data), stored(data, group=1)])
+    index.apply(A, [BlockRemoved([1, 2])])
+    assert held(index, data, A) == 2
+    index.apply(A, [BlockRemoved([1, 2], group=1)])
+    assert held(index, data, A) == 0
+    assert index.blocks.count == 0
+
+
+def test_adapters_salts_and_media_share_nothing(index: PreciseIndex) -> None:
+    data = tokens(3)
+    picture = [MediaFeature("image", "cat", 20, 20)]
+    extras = (BlockExtras((), "tenant"), None, None)
+    index.apply(A, [stored(data, 1), stored(data, 11, lora_name="lora"), stored(data, 21, extras=extras)])
+    index.apply(A, [stored(data, 31, extras=(None, BlockExtras(("cat",)), BlockExtras(("cat",))))])
+    index.apply(B, [stored(data, 1)])
+    assert (
+        index.blocks.count - index.blocks.aliases == 3 * 3 + 2
+    )  # block 0 of the picture's prompt is that of the plain one
+    assert index.adapters == {"lora"}
+    for more in ({}, {"adapter": "lora"}, {"cache_salt": "tenant"}, {"features": picture}):
+        assert held(index, data, A, **more) == 3
+    assert held(index, data, B, adapter="lora") == 0
+    assert held(index, data, B, cache_salt="tenant") == 0
+    assert held(index, data, B, features=picture) == 1
+    assert held(index, data, B, cache_salt="other") == 0
+
+
+def test_engines_with_other_hashes_for_the_same_blocks(index: PreciseIndex) -> None:
+    data = tokens(3)
+    index.apply(A, [stored(data, 1)])
+    index.apply(B, [stored(data, 1001), stored(tokens(1, 8), 2000, 1003)])
+    assert index.blocks.aliases == 3
+    index.apply(B, [BlockRemoved([1002])])
+    assert (held(index, data, A), held(index, data, B)) == (3, 1)
+    index.apply(A, [BlockRemoved([1, 2, 3])])
+    index.clear(B)
+    while index.tidy():
+        pass
+    index.apply(B, [stored(tokens(1, 9), 5000), AllBlocksCleared()])
+    while index.tidy():
+        pass
+    assert (index.blocks.count, index.blocks.aliases) == (0, 0)
+
+
+def test_the_bound_in_bytes_makes_the_least_recently_used_go() -> None:
+    index = PreciseIndex(1 << 20)
+    capacity = index.blocks.capacity
+    keep = tokens(64, 999)
+    index.apply(A, [stored(keep, 1 << 40)])
+    for n in range(3 * capacity // 1000):
+        index.apply(A, [stored(tokens(1000, n), 1 + n * 1000)])
+        assert held(index, keep, A) == 64  # asked for again and again
+    assert index.blocks.count <= capacity
+    assert index.blocks.evicted > capacity
+    assert held(index, tokens(1000, n), A) == 1000
+    assert held(index, tokens(1000, 0), A) == 0
+    assert index.blocks.size_bytes <= 1.1 * (1 << 20)
+
+
+def test_another_tier_costs_memory_so_fewer_blocks_fit() -> None:
+    index = PreciseIndex(1 << 20)
+    before = index.blocks.capacity
+    for n in range(before // 1000 + 1):
+        index.apply(A, [stored(tokens(1000, n), 1 + n * 1000)])
+    index.apply(A, [stored(tokens(10, 1 << 20), 1 << 40, medium="cpu")])
+    assert index.blocks.capacity < before
+    while index.tidy():
+        pass
+    assert index.blocks.count <= index.blocks.capacity
+
+
+def test_max_blocks() -> None:
+    index = PreciseIndex(1 << 24, max_blocks=2000)
+    for n in range(5):
+        index.apply(A, [stored(tokens(1000, n), 1 + n * 1000)])
+    assert index.blocks.count <= 2000
+
+
+def test_block_sizes_are_bounded(index: PreciseIndex) -> None:
+    for size in range(1, MAX_BLOCK_SIZES + 3):
+        index.apply(A, [stored(tokens(1, size, size), size, size=size)])
+    assert len(index.block_sizes) == MAX_BLOCK_SIZES
+    assert index.counters.block_sizes_refused == 2
+
+
+def test_an_odd_block_size(index: PreciseIndex) -> None:
+    data = tokens(4, 3, 7)
+    index.apply(A, [stored(data, size=7)])
+    assert held(index, data, A) == 4
+    assert index.block_size_of(A) == 7
+
+
+def test_speculation_ends_but_for_what_a_later_pick_shares(index: PreciseIndex) -> None:
+    data = tokens(4)
+    fork = data[:128] + tokens(2, 4)
+    index.speculate(A, prompt_keys(index.hasher, data, SIZE), 10.0)
+    index.speculate(A, prompt_keys(index.hasher, fork, SIZE), 11.0)
+    assert (held(index, data, A), held(index, fork, A)) == (4, 4)
+    assert index.expire(9.9) == 0
+    assert index.expire(10.0) == 1
+    assert (held(index, data, A), held(index, fork, A)) == (2, 4)
+    index.apply(A, [stored(fork)])  # confirmed
+    assert index.expire(11.0) == 1
+    assert held(index, fork, A) == 4
+    assert index.blocks.count == 4
+    index.speculate(A, prompt_keys(index.hasher, b"", SIZE), 10.0)
+    assert len(index.speculation) == 0
+
+
+def test_seeds_make_different_keys() -> None:
+    one, other = PreciseIndex(1 << 20, seed="1"), PreciseIndex(1 << 20, seed="2")
+    data = tokens(2)
+    assert set(prompt_keys(one.hasher, data, SIZE).tolist()).isdisjoint(prompt_keys(other.hasher, data, SIZE).tolist())
+
+
+def test_tier_names_are_bounded() -> None:
+    tiers = Tiers({"disk": 0.25})
+    for n in range(MAX_TIERS + 5):
+        tiers.number(f"tier-{n}")
+    assert tiers.names[-1] == OTHER
+    assert tiers.number("disk") == tiers.number("yet another")
+    assert Tiers({"DISK": 0.25}).weights == []
+
+
+def test_the_table_keeps_what_does_not_fit_into_its_sets() -> None:
+    names = np.random.default_rng(1).integers(1, 1 << 63, 40_000, dtype=np.uint64)
+    table = Lookup(10_000, lambda: names)  # four times too small: its sets overflow
+    rows = np.arange(len(names))
+    for begin in range(0, len(names), 500):
+        table.insert(names[begin : begin + 500], rows[begin : begin + 500])
+    assert len(table._overflow) > 1000
+    assert (table.find(names) == rows).all()
+    table.remove(names[::2], rows[::2])
+    found = table.find(names)
+    assert (found[::2] == -1).all()
+    assert (found[1::2] == rows[1::2]).all()
+    with pytest.raises(ValueError, match="at most"):
+        Lookup(1 << 40, lambda: names)
