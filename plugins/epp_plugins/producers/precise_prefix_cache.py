@@ -158,7 +158,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
         if params.kv_events_config.zmq_endpoint:
             self.receiver.bind(params.kv_events_config.zmq_endpoint)
         self._started_at = self.context.clock()
-        self._task = asyncio.create_task(self._upkeep(), name=f"{self.name} upkeep")
+        self._task = asyncio.create_task(self._upkeep(self._started_at), name=f"{self.name} upkeep")
 
     async def stop(self) -> None:
         """Follow nobody any more, and write the snapshot."""
@@ -176,31 +176,37 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
             self._warm = waited >= self._limit or self.receiver.progress().ready
         return self._warm
 
-    async def _upkeep(self) -> None:
-        clock, index = self.context.clock, self.index
-        interval = seconds(self.params.snapshot_interval)
-        began = report_at = log_at = save_at = clock()
+    async def _upkeep(self, began: float) -> None:
+        due = {"report": began, "log": began, "save": began}
         while True:
             await asyncio.sleep(UPKEEP)
-            now = clock()
-            index.expire(now)
-            if index.restored and now - began >= self._trust:
-                index.drop_restored()
-            for _ in range(TIDY_SLICES):
-                if not index.tidy():
-                    break
-                await asyncio.sleep(0)
-            if now - report_at >= REPORT:
-                report_at = now
-                self._refresh_adapters()
-                if self._metrics is not None:
-                    self._metrics.update(index, self.receiver.stats())
-            if self._log_interval and now - log_at >= self._log_interval:
-                log_at = now
-                self.context.log.info("%s: %s", self.name, self._sizes())
-            if interval and now - save_at >= interval:
-                save_at = now
-                await self._save()
+            try:
+                await self._turn(began, due)
+            except Exception:  # a defect in one turn must not end them all
+                self.context.log.exception("%s: upkeep of the index failed", self.name)
+                await asyncio.sleep(REPORT)
+
+    async def _turn(self, began: float, due: dict[str, float]) -> None:
+        index, now = self.index, self.context.clock()
+        index.expire(now)
+        if index.restored and now - began >= self._trust:
+            index.drop_restored()
+        for _ in range(TIDY_SLICES):
+            if not index.tidy():
+                break
+            await asyncio.sleep(0)
+        if now - due["report"] >= REPORT:
+            due["report"] = now
+            self._refresh_adapters()
+            if self._metrics is not None:
+                self._metrics.update(index, self.receiver.stats())
+        if self._log_interval and now - due["log"] >= self._log_interval:
+            due["log"] = now
+            self.context.log.info("%s: %s", self.name, self._sizes())
+        interval = seconds(self.params.snapshot_interval)
+        if interval and now - due["save"] >= interval:
+            due["save"] = now
+            await self._save()
 
     async def _load(self) -> None:
         try:

@@ -1,0 +1,542 @@
+"""`precise-prefix-cache-producer`: from events to matches, what it predicts, how it starts and how it is configured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from epp.api import (
+    LORA,
+    PREFIX_CACHE_MATCH,
+    TOKENIZED_PROMPT,
+    ConfigError,
+    DataKey,
+    Endpoint,
+    Endpoints,
+    EndpointTable,
+    InferenceRequest,
+    InferenceResponse,
+    LoraInfo,
+    Payload,
+    Prompt,
+    Usage,
+    prefix_match,
+)
+from epp.kvevents.events import BlockStored
+from epp.telemetry.metrics import Registry
+from epp.testing import ManualClock, plugin
+from epp.testing.assembly import assemble
+from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
+from epp_plugins.producers.precise_prefix_cache_params import size_in_bytes
+from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
+from epp_plugins.scorers.precise_prefix_cache import PrecisePrefixCacheScorer
+from tests.picks import picked
+
+NAME = "precise-prefix-cache-producer"
+LABELS = {"llm-d.ai/inference-serving": "true"}
+
+
+def make(table: EndpointTable, **params: Any) -> PrecisePrefixCacheProducer:
+    return plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table)
+
+
+def ids(blocks: int, seed: int = 0, size: int = 16) -> bytes:
+    return np.random.default_rng(seed).integers(0, 90_000, blocks * size, dtype=np.uint32).tobytes()
+
+
+def ask(*prompts: bytes, model: str = "m", estimated: bool = False) -> InferenceRequest:
+    made = InferenceRequest("r1", {}, "/", b"", Payload(), 0.0, target_model=model)
+    if prompts:
+        made.prompt = Prompt(prompts, estimated=estimated)
+    return made
+
+
+def look(producer: PrecisePrefixCacheProducer, made: InferenceRequest) -> Endpoints:
+    endpoints = producer.context.table.all(0.0)
+    assert producer.produce(made, endpoints) is None
+    return endpoints
+
+
+def matched(producer: PrecisePrefixCacheProducer, made: InferenceRequest) -> list[float]:
+    match = prefix_match(made, look(producer, made), producer.name)
+    assert match is not None
+    return match.cached_blocks.tolist()
+
+
+def store(
+    producer: PrecisePrefixCacheProducer, endpoint: str, data: bytes, first: int = 1, size: int = 16, **more: Any
+) -> None:
+    count = len(data) // (4 * size)
+    producer.index.apply(endpoint, [BlockStored(range(first, first + count), None, data, size, **more)])
+
+
+def pod(number: int) -> str:
+    return f"10.0.0.{number}:8000"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event to wait on
+            await asyncio.sleep(0.01)
+
+
+def test_the_match_is_what_the_servers_hold(table: EndpointTable) -> None:
+    producer = make(table)
+    data = ids(4)
+    store(producer, pod(1), data[:192])
+    store(producer, pod(2), data, medium="cpu")
+    made = ask(data + ids(1, 1) + b"abcd")
+    match = prefix_match(made, look(producer, made), NAME)
+    assert match is not None
+    assert match.cached_blocks.tolist() == [0, 3, 4]
+    assert match.blocks.tolist() == pytest.approx([0, 3, 3.2])
+    assert (match.total_blocks, match.block_size_tokens) == (5, 16)
+    table.remove(pod(1))
+    table.add(Endpoint("new", "10.0.0.1", 8000))
+    assert matched(producer, ask(data)) == [0, 0, 4]
+
+
+@pytest.mark.parametrize(("ours", "engine", "blocks"), [(64, 16, 1), (16, 64, 8), (48, 32, 2), (16, 16, 7)])
+def test_block_sizes_may_differ(table: EndpointTable, ours: int, engine: int, blocks: int) -> None:
+    producer = make(table, tokenProcessorConfig={"blockSizeTokens": ours})
+    tokens = ids(1, 0, 128)
+    whole = 7 * 16 // engine if engine <= 32 else 2
+    store(producer, pod(0), tokens[: whole * engine * 4], size=engine)
+    assert matched(producer, ask(tokens))[0] == blocks
+
+
+def test_several_prompts_count_together(table: EndpointTable) -> None:
+    producer = make(table)
+    store(producer, pod(0), ids(2), 1)
+    store(producer, pod(0), ids(3, 1), 10)
+    assert matched(producer, ask(ids(2), ids(3, 1), ids(1, 7)))[0] == 5
+
+
+def test_adapters_are_known_from_events_and_from_the_servers(table: EndpointTable) -> None:
+    producer = make(table)
+    store(producer, pod(0), ids(3))
+    assert matched(producer, ask(ids(3), model="any name of the base model"))[0] == 3
+    store(producer, pod(0), ids(2), 100, lora_name="tuned")
+    assert matched(producer, ask(ids(3), model="tuned"))[0] == 2
+    table.attributes[0][LORA] = LoraInfo(frozenset({"fresh"}))
+    producer._refresh_adapters()
+    assert matched(producer, ask(ids(3), model="fresh"))[0] == 0
+
+
+def test_nothing_to_say(table: EndpointTable, caplog: pytest.LogCaptureFixture) -> None:
+    producer = make(table)
+    for made in (ask(), ask(ids(2), estimated=True), ask(b"\1\0\0\0")):
+        assert prefix_match(made, look(producer, made), NAME) is None
+    assert sum("estimated token ids" in record.message for record in caplog.records) == 1
+
+
+async def test_very_long_prompts_are_hashed_beside_the_loop(table: EndpointTable) -> None:
+    producer = make(table)
+    data = ids(9000)
+    store(producer, pod(2), data)
+    made = ask(data)
+    endpoints = table.all(0.0)
+    waiting = producer.produce(made, endpoints)
+    assert waiting is not None
+    await waiting
+    match = prefix_match(made, endpoints, NAME)
+    assert match is not None
+    assert match.blocks.tolist() == [0, 0, 9000]
+
+
+def test_a_pick_is_believed_for_a_while(table: EndpointTable) -> None:
+    clock = ManualClock()
+    params = {"speculativeIndexing": True, "speculativeTTL": "3s"}
+    producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
+    made = ask(ids(4))
+    producer.on_picked(made, picked(table, look(producer, made), decode=1, prefill=2))
+    assert matched(producer, ask(ids(4))) == [0, 4, 4]
+    producer.index.expire(clock() + 2.9)
+    assert matched(producer, ask(ids(4))) == [0, 4, 4]
+    producer.index.expire(clock() + 3.0)
+    assert matched(producer, ask(ids(4))) == [0, 0, 0]
+
+
+def test_predictions_are_compared_with_what_servers_report(
+    table: EndpointTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = Registry()
+    producer = plugin(PrecisePrefixCacheProducer, {}, name=NAME, table=table, metrics=metrics)
+    store(producer, pod(1), ids(4))
+    for actual in (48, *[0] * 70):
+        made = ask(ids(4))  # all of it is cached, but the last token must be computed: 3 blocks
+        producer.on_picked(made, picked(table, look(producer, made), decode=1))
+        producer.on_response_end(made, InferenceResponse(200, usage=Usage(cached_tokens=actual), served=pod(1)))
+    recent = producer.check.recent
+    assert (recent[0].predicted, recent[0].actual, recent[0].endpoint, recent[0].total) == (48, 48, pod(1), 64)
+    assert (recent[1].predicted, recent[1].actual) == (48, 0)
+    assert (producer.check.compared, producer.check.exact) == (71, 1)
+    assert sum("predicted wrongly" in record.message for record in caplog.records) == 1
+    for usage, served in ((Usage(), pod(1)), (Usage(cached_tokens=3), pod(2))):
+        made = ask(ids(4))
+        producer.on_picked(made, picked(table, look(producer, made), decode=1))
+        producer.on_response_end(made, InferenceResponse(200, usage=usage, served=served))
+    assert producer.check.compared == 71
+    assert msgspec.json.encode(producer.dump_state())
+
+
+class Server:
+    """A publisher of KV events as vLLM is one: PUB, and ROUTER for replays."""
+
+    def __init__(self, context: zmq.Context[Any]) -> None:
+        self.events, self.replay = context.socket(zmq.PUB), context.socket(zmq.ROUTER)
+        self.port = self.events.bind_to_random_port("tcp://127.0.0.1")
+        self.replay_port = self.replay.bind_to_random_port("tcp://127.0.0.1")
+        self.sent: list[bytes] = []
+
+    def publish(self, *events: dict[str, Any]) -> None:
+        payload = msgspec.msgpack.encode([0.0, list(events), 0])
+        self.events.send_multipart([b"kv@pod@m", len(self.sent).to_bytes(8, "big"), payload])
+        self.sent.append(payload)
+
+    def answer(self) -> None:
+        """One request for a replay, if there is one."""
+        if self.replay.poll(0):
+            who, _, start = self.replay.recv_multipart()
+            for seq in range(int.from_bytes(start, "big"), len(self.sent)):
+                self.replay.send_multipart([who, b"", b"kv@pod@m", seq.to_bytes(8, "big"), self.sent[seq]])
+            self.replay.send_multipart([who, b"", b"", b"\xff" * 8, b""])
+
+
+def stored(data: bytes) -> dict[str, Any]:
+    count = len(data) // 64
+    return {
+        "type": "BlockStored",
+        "block_hashes": list(range(1, count + 1)),
+        "parent_block_hash": None,
+        "token_ids": np.frombuffer(data, dtype="<u4").tolist(),
+        "block_size": 16,
+    }
+
+
+@pytest.fixture
+def server() -> Any:
+    context: zmq.Context[Any] = zmq.Context()
+    yield Server(context)
+    context.destroy(linger=0)
+
+
+def following(server: Server, **more: Any) -> dict[str, Any]:
+    discovery = {"socketPort": server.port, "replaySocketPort": server.replay_port}
+    return {"kvEventsConfig": {"podDiscoveryConfig": discovery}, **more}
+
+
+async def test_a_warm_start_waits_for_the_replay(server: Server) -> None:
+    server.publish(stored(ids(5)))
+    table = EndpointTable()
+    table.add(Endpoint("known", "127.0.0.1", 8000, labels=LABELS))
+    table.add(Endpoint("not selected", "127.0.0.2", 8000))
+    producer = make(table, **following(server))
+    assert not producer.ready()
+    await producer.start()
+    try:
+        assert not producer.ready()
+
+        def warm() -> bool:
+            server.answer()
+            return producer.ready()
+
+        await until(warm)
+        assert matched(producer, ask(ids(5))) == [5, 0]
+        server.publish({"type": "BlockRemoved", "block_hashes": [4]})
+        await until(lambda: matched(producer, ask(ids(5))) == [3, 0])
+        state = producer.dump_state()
+        assert state["warmStart"] == {"publishers": 1, "synced": 1, "ready": True}
+        assert state["publishers"][0]["endpoint"] == "127.0.0.1:8000"
+        table.remove("127.0.0.1:8000")
+        assert producer.receiver.progress().total == 0
+    finally:
+        await producer.stop()
+
+
+async def test_readiness_does_not_wait_for_ever(server: Server) -> None:
+    clock = ManualClock()
+    table = EndpointTable()
+    table.add(Endpoint("silent", "127.0.0.1", 8000, labels=LABELS))
+    params = following(server, warmStartLimit="7s")
+    producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
+    await producer.start()
+    try:
+        assert not producer.ready()
+        clock.advance(7.0)
+        assert producer.ready()
+    finally:
+        await producer.stop()
+
+
+async def test_publishers_that_connect_to_us() -> None:
+    table = EndpointTable()
+    table.add(Endpoint("a", "10.0.0.9", 8000, labels=LABELS, pod="pod"))
+    producer = make(table, kvEventsConfig={"zmqEndpoint": "tcp://127.0.0.1:*"})
+    context: zmq.Context[Any] = zmq.Context()
+    await producer.start()
+    try:
+        publisher = Server(context)
+        assert producer.receiver._bound is not None
+        publisher.events.connect(producer.receiver._bound.address)
+
+        def arrived() -> bool:
+            publisher.publish(stored(ids(2)))
+            return matched(producer, ask(ids(2))) == [2]
+
+        await until(arrived)
+        assert producer._resolve("10.0.0.9:8000") == producer._resolve("10.0.0.9") == "10.0.0.9:8000"
+        assert producer._resolve("stranger") is None
+    finally:
+        await producer.stop()
+        context.destroy(linger=0)
+
+
+async def test_a_snapshot_survives_and_what_is_not_confirmed_goes(table: EndpointTable, tmp_path: Path) -> None:
+    file = str(tmp_path / "index")
+    first = make(table, snapshotFile=file)
+    await first.start()
+    store(first, pod(1), ids(5), medium="gpu")
+    store(first, pod(2), ids(5), medium="cpu")
+    store(first, pod(2), ids(3, 1), 100, lora_name="tuned")
+    await first.stop()
+    clock = ManualClock()
+    params = {"snapshotFile": file, "snapshotTrust": "10s"}
+    second = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
+    await second.start()
+    try:
+        made = ask(ids(5))
+        match = prefix_match(made, look(second, made), NAME)
+        assert match is not None
+        assert match.cached_blocks.tolist() == [0, 5, 5]
+        assert match.blocks.tolist() == pytest.approx([0, 5, 4])
+        assert matched(second, ask(ids(3, 1), model="tuned")) == [0, 0, 3]
+        store(second, pod(1), ids(2))  # confirmed
+        clock.advance(10.0)
+        await until(lambda: not second.index.restored)
+        assert matched(second, ask(ids(5))) == [0, 2, 0]
+        await until(lambda: second.index.blocks.count == 2)
+    finally:
+        await second.stop()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no snapshot", b"EPPIDX1\n" + b"\xff" * 8, b"EPPIDX1\n" + b"\1" + b"\0" * 7 + b"x"]
+)
+async def test_a_damaged_snapshot_is_said_and_left_alone(
+    table: EndpointTable, tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "index"
+    file.write_bytes(content)
+    producer = make(table, snapshotFile=str(file))
+    await producer.start()
+    await producer.stop()
+    assert "is not used" in caplog.text
+
+
+async def test_a_snapshot_cut_short_or_of_another_seed(
+    table: EndpointTable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "index"
+    first = make(table, snapshotFile=str(file))
+    await first.start()
+    store(first, pod(1), ids(5))
+    await first.stop()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-20])
+    second = make(table, snapshotFile=str(file))
+    await second._load()
+    assert "too early" in caplog.text
+    file.write_bytes(whole)
+    third = make(table, snapshotFile=str(file), tokenProcessorConfig={"hashSeed": "other"})
+    await third._load()
+    assert "hashSeed" in caplog.text
+    assert third.index.blocks.count == 0
+    fourth = make(table, snapshotFile=str(tmp_path / "no" / "such" / "folder"))
+    await fourth._save()
+    assert "cannot write" in caplog.text
+
+
+async def test_metrics_and_their_log(table: EndpointTable, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    clock, metrics = ManualClock(), Registry()
+    config = {"enableMetrics": True, "metricsLoggingInterval": "5s"}
+    params = {"indexerConfig": {"kvBlockIndexConfig": config}}
+    producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock, metrics=metrics)
+    await producer.start()
+    try:
+        store(producer, pod(1), ids(5))
+        clock.advance(6.0)
+        await until(lambda: "'stored': 5" in caplog.text)
+        source = metrics.source("prefix_index_stored_total")
+        assert source is not None
+        assert [child.value for _, child in source.children()] == [5]  # type: ignore[union-attr]
+    finally:
+        await producer.stop()
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "x"}}}}, "redisConfig"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"inMemoryConfig": {}, "costAwareMemoryConfig": {}}}}, "exclude"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"costAwareMemoryConfig": {"size": "much"}}}}, "no size"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"costAwareMemoryConfig": {"size": "5kB"}}}}, "at least 1MiB"),
+        ({"kvEventsConfig": {"discoverPods": False}}, "no events could ever come"),
+        ({"speculativeTTL": "soon"}, "no duration"),
+        ({"tokenProcessorConfig": {"hashAlgorithm": "md5"}}, "hashAlgorithm"),
+    ],
+)
+def test_parameters_that_are_refused(table: EndpointTable, params: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        make(table, **params)
+    assert said in f"{error.value.path} {error.value}"
+
+
+def test_bounds_weights_and_old_names(table: EndpointTable, caplog: pytest.LogCaptureFixture) -> None:
+    index_config = {"costAwareMemoryConfig": {"size": "3MiB"}}
+    producer = make(
+        table,
+        indexerConfig={
+            "kvBlockIndexConfig": index_config,
+            "kvCacheBackendConfigs": [{"name": "gpu", "weight": 1.0}, {"name": "storage", "weight": 0.25}],
+            "tokenProcessorConfig": {"blockSize": 32},
+        },
+    )
+    assert producer.index.blocks.max_bytes == 3 << 20
+    store(producer, pod(0), ids(4), medium="storage")
+    made = ask(ids(4))
+    match = prefix_match(made, look(producer, made), NAME)
+    assert match is not None
+    assert (match.blocks[0], match.cached_blocks[0], match.block_size_tokens) == (0.5, 2, 32)
+    assert "blockSize is deprecated" in caplog.text
+    sized = make(table, indexerConfig={"kvBlockIndexConfig": {"inMemoryConfig": {"size": 500, "podCacheSize": 3}}})
+    assert sized.index.blocks.capacity == 500
+    assert producer.consumes == (DataKey(TOKENIZED_PROMPT, "token-producer"),)
+    assert producer.produces == (DataKey(PREFIX_CACHE_MATCH, NAME),)
+
+
+def test_sizes() -> None:
+    assert [size_in_bytes(text) for text in ("2GiB", "2Gi", "500MB", "1.5KiB", 7)] == [
+        2 << 30,
+        2 << 30,
+        500_000_000,
+        1536,
+        7,
+    ]
+
+
+def test_ranks_and_namespaces() -> None:
+    table = EndpointTable()
+    table.add(Endpoint("a", "fd00::1", 8000, "mine", LABELS, rank=3))
+    table.add(Endpoint("b", "10.0.0.2", 8000, "other", LABELS))
+    discovery = {"podNamespace": "mine", "socketPort": 5600, "replaySocketPort": 5700}
+    producer = make(table, kvEventsConfig={"podDiscoveryConfig": discovery})
+    (state,) = producer.receiver.states()
+    assert (state.address, state.replay_address) == ("tcp://[fd00::1]:5603", "tcp://[fd00::1]:5703")
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "expected"),
+    [
+        ("", {}, True),
+        ("a=1,b!=2", {"a": "1"}, True),
+        ("a==1, b!=2", {"a": "1", "b": "2"}, False),
+        ("a", {"a": ""}, True),
+        ("!a", {"a": ""}, False),
+        ("x/y in (1, 2),!z", {"x/y": "2"}, True),
+        ("a notin (1,2)", {"a": "1"}, False),
+        ("a notin (1,2)", {}, True),
+    ],
+)
+def test_selectors(text: str, labels: dict[str, str], expected: bool) -> None:
+    assert parse_selector(text)(labels) is expected
+
+
+@pytest.mark.parametrize("text", ["=", "a b", "a in 1", "!a=1"])
+def test_selectors_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ValueError, match="podLabelSelector"):
+        parse_selector(text)
+
+
+CONSUMERS = """
+plugins:
+- type: precise-prefix-cache-producer
+- type: prefix-cache-scorer
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+- type: no-hit-lru-scorer
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+- type: lmetric-scorer
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+- type: prefix-cache-affinity-filter
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+- type: inflight-load-producer
+  parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: prefix-cache-affinity-filter
+  - {pluginRef: prefix-cache-scorer, weight: 2}
+  - pluginRef: no-hit-lru-scorer
+  - pluginRef: lmetric-scorer
+"""
+
+
+class TokensPayload(Payload):
+    """A request that brought its token ids."""
+
+    def __init__(self, ids: list[int]) -> None:
+        super().__init__("completions", model="m")
+        self.ids = ids
+
+    def token_ids(self) -> tuple[list[int], ...]:
+        return (self.ids,)
+
+
+@pytest.mark.parametrize("config", [CONSUMERS, """
+plugins:
+- type: precise-prefix-cache-scorer
+  parameters: {kvEventsConfig: {topicFilter: kv@}}
+schedulingProfiles:
+- name: default
+  plugins: [pluginRef: precise-prefix-cache-scorer]
+"""])  # fmt: skip
+def test_every_consumer_reads_it(table: EndpointTable, config: str) -> None:
+    built = assemble(config, table=table)
+    name = "precise-prefix-cache-scorer" if config is not CONSUMERS else NAME
+    producer = built[name]
+    assert isinstance(producer, PrecisePrefixCacheProducer)
+    assert isinstance(producer, PrecisePrefixCacheScorer) == (config is not CONSUMERS)
+    store(producer, pod(2), ids(8))
+    for _ in range(5):
+        made = InferenceRequest(
+            "r", {}, "/", b"", TokensPayload(np.frombuffer(ids(8), dtype="<u4").tolist()), 0.0, target_model="m"
+        )
+        result = built.schedule(made, table.all(0.0))
+        assert result.target.picked[0].host_port == pod(2)
+    cold = InferenceRequest("r", {}, "/", b"", Payload(), 0.0, target_model="m")
+    built.schedule(cold, table.all(0.0))
+
+
+async def test_a_failing_turn_does_not_end_the_upkeep(
+    table: EndpointTable, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, file = ManualClock(), tmp_path / "index"
+    params = {"snapshotFile": str(file), "snapshotInterval": "1s"}
+    producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
+    monkeypatch.setattr(producer, "_refresh_adapters", lambda: {}["broken"])
+    await producer.start()
+    try:
+        clock.advance(2.0)
+        await until(lambda: "upkeep of the index failed" in caplog.text)
+        await until(file.exists)  # the next turn
+    finally:
+        await producer.stop()
