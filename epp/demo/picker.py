@@ -24,6 +24,7 @@ class Served:
     port: int
     name: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    rank: int = 0
 
 
 def endpoints_file(endpoints: Sequence[Served]) -> str:
@@ -34,6 +35,7 @@ def endpoints_file(endpoints: Sequence[Served]) -> str:
             "address": endpoint.host,
             "port": str(endpoint.port),
             "labels": dict(endpoint.labels),
+            "rank": endpoint.rank,
         }
         for number, endpoint in enumerate(endpoints)
     ]

@@ -132,7 +132,7 @@ class FileDiscovery(Discovery[FileDiscoveryParams]):
                 address = entry.address if entry.is_ip else self._addresses.get(entry.address)
                 if address is None:
                     continue  # reported by _resolve, tried again later
-                endpoint = Endpoint(entry.name, address, entry.port, entry.namespace, entry.labels)
+                endpoint = Endpoint(entry.name, address, entry.port, entry.namespace, entry.labels, rank=entry.rank)
                 other = wanted.setdefault(endpoint.host_port, endpoint)
                 if other is not endpoint:
                     self._count("resolve", 1)

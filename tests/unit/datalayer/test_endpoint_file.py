@@ -15,7 +15,7 @@ endpoints:
 - name: b
   address: "2001:DB8::1"
   port: 8001
-- {name: c, address: "[::1]", port: "1"}
+- {name: c, address: "[::1]", port: "1", rank: 3}
 - {name: d, address: VLLM-0.vllm.svc.cluster.local., port: "65535"}
 """
     )
@@ -23,7 +23,7 @@ endpoints:
     assert good == [
         Entry(0, "a", "prod", "10.0.0.1", 8000, {"llm-d.ai/role": "decode"}, True),
         Entry(1, "b", "default", "2001:db8::1", 8001, {}, True),
-        Entry(2, "c", "default", "::1", 1, {}, True),
+        Entry(2, "c", "default", "::1", 1, {}, True, rank=3),
         Entry(3, "d", "default", "vllm-0.vllm.svc.cluster.local", 65535, {}, False),
     ]
 
@@ -50,6 +50,8 @@ def test_no_endpoints_is_a_valid_list() -> None:
         ("{name: '', address: 10.0.0.2, port: '1'}", "name is ''"),
         ("{name: a/b, address: 10.0.0.2, port: '1'}", "name 'a/b'"),
         ("{name: b, namespace: 5, address: 10.0.0.2, port: '1'}", "namespace is 5"),
+        ("{name: b, address: 10.0.0.2, port: '1', rank: '1'}", "rank is '1'"),
+        ("{name: b, address: 10.0.0.2, port: '1', rank: -1}", "rank is -1"),
         ("{name: b, port: '1'}", "address is None"),
         ("{name: b, address: 10.0.0.256, port: '1'}", "neither an IP address nor a host name"),
         ("{name: b, address: 'a b', port: '1'}", "neither an IP address nor a host name"),
