@@ -22,6 +22,7 @@ _FIXED_BYTES = 8 + 8 + 4 + 2 * BYTES_PER_ENTRY
 _WORD_BYTES = 8
 _SAMPLE = 8  # rows looked at for each row that is evicted
 _RUN = 16  # neighbours looked at together: they share cache lines
+_NEIGHBOURS = np.arange(_RUN)
 _STRIDE = 16
 _OFFSETS = np.arange(_STRIDE)
 _GOLDEN = 0.6180339887498949
@@ -222,10 +223,11 @@ class Blocks:
 
     def _evict(self, count: int) -> int:
         """Forget `count` of the least recently used rows, of a sample spread over all."""
-        runs = -(-count * _SAMPLE // _RUN)
+        places = -(-self.high // _RUN)
+        runs = min(places, -(-count * _SAMPLE // _RUN))
         self._hand = (self._hand + _GOLDEN) % 1.0
-        starts = (np.linspace(0.0, 1.0, runs, endpoint=False) + self._hand) % 1.0 * max(1, self.high - _RUN)
-        rows = np.unique((starts.astype(np.intp)[:, None] + np.arange(_RUN)).reshape(-1))
+        starts = (np.arange(runs) * (places // runs) + int(self._hand * places)) % places  # spread, and all different
+        rows = (starts[:, None] * _RUN + _NEIGHBOURS).reshape(-1)
         rows = rows[rows < self.high]
         rows = rows[self.key.take(rows) != 0]
         ages = np.uint32(self.clock) - self.used.take(rows)
@@ -241,9 +243,10 @@ class Blocks:
         return len(rows)
 
     def _free_rows(self, rows: Rows) -> None:
-        canonical = self.by_key.find(self.key[rows]) == rows
-        mine = rows[canonical]
-        self.aliases -= len(rows) - len(mine)
+        mine = rows
+        if self.aliases:
+            mine = rows[self.by_key.find(self.key.take(rows)) == rows]
+            self.aliases -= len(rows) - len(mine)
         self.by_key.remove(self.key[mine], mine)
         named = rows[self.engine.take(rows) != 0]
         self.by_engine.remove(self.engine[named], named)
@@ -261,6 +264,14 @@ def _distinct(numbers: Numbers) -> tuple[Numbers, Rows, Rows | None]:
         return numbers, np.arange(len(numbers)), None
     distinct, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     return distinct, first, inverse
+
+
+def different(rows: Rows) -> Rows:
+    """Each once, ascending. (`np.unique` hashes, which takes ten times as long.)"""
+    ordered = np.sort(rows)
+    keep = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=keep[1:])
+    return ordered[keep]
 
 
 def _repeats(numbers: Numbers) -> bool:

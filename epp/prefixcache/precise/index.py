@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
-from epp.prefixcache.precise.blocks import Blocks, Plane
+from epp.prefixcache.precise.blocks import Blocks, Plane, different
 from epp.prefixcache.precise.hashing import BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
 from epp.prefixcache.precise.lookup import Rows
@@ -41,7 +41,7 @@ SLICE = 1024
 """Blocks handled in one go."""
 
 LOOKUP_SLICE = 8192
-SWEEP_ROWS = 1 << 16
+SWEEP_ROWS = 1 << 14
 MAX_BLOCK_SIZE = 1 << 16
 
 
@@ -230,7 +230,7 @@ class PreciseIndex:
         self.counters.unknown_removals += len(rows) - len(known)
         if lane is None or not len(known):
             return
-        known = np.unique(known)
+        known = different(known)
         word, bit = lane // WORD, np.uint64(1 << lane % WORD)
         restored = self.tiers.known(RESTORED + self.tiers.names[plane[0]])
         for tier in (plane[0], restored):
