@@ -7,6 +7,7 @@ counts only where it spoils the caches; the best of several rounds is what the c
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -71,12 +72,14 @@ def _measure(bench: Bench, outcome: Outcome) -> None:
     add("memory", "bytes/block", [index.blocks.size_bytes / index.blocks.count], MOST_BYTES)
     add("resident memory of the process that came", "bytes/block", [(_resident() - before) / index.blocks.count])
     bench.say("lookups")
-    whole, match, calls = _lookups(index, rng, bench.pick(smoke=2, quick=8, full=24))
+    whole, match, calls = _lookups(index, rng, bench.pick(smoke=2, quick=8, full=8))
     add(f"lookup of {PROMPT} blocks, hashing included", "ms", whole, MOST_LOOKUP_MS)
     add(f"lookup of {PROMPT} blocks, keys given", "ms", match)
     add("lookup of 64 blocks, hashing included", "ms", calls)
     rounds = bench.pick(smoke=2, quick=5, full=10)
     bench.say("storing")
+    gc.collect()
+    gc.freeze()  # as the picker does after its start: the events kept here are no garbage
     per_round = bench.pick(smoke=8192, quick=131_072, full=131_072)
     stored = [_time(index, list(_batches(rng, per_round))) for _ in range(rounds)]
     add("store new blocks", "us/block", [cost for cost, _ in stored], MOST_MICROSECONDS)
@@ -85,6 +88,7 @@ def _measure(bench: Bench, outcome: Outcome) -> None:
     add("store blocks that others hold", "us/block", [cost for cost, _ in again])
     removals = [[BlockRemoved(event.block_hashes) for event in batch] for batch in held]
     add("remove", "us/block", [_time(index, removals[: per_round // 1024])[0]])
+    gc.unfreeze()
     bench.say("clearing")
     began = time.process_time()
     index.clear(ENDPOINTS[5])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from epp.prefixcache.precise.blocks import Blocks, Plane, different
-from epp.prefixcache.precise.hashing import BlockHasher, Keys
+from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
 from epp.prefixcache.precise.lookup import Rows
 from epp.prefixcache.precise.matching import LaneMatch, match_rows
@@ -149,17 +149,24 @@ class PreciseIndex:
             if not event.token_ids:
                 # It names blocks that an earlier event of this very batch may have brought.
                 for size, group in by_size.items():
-                    self._store(endpoint, size, group)
+                    if group:
+                        self._store(endpoint, size, group)
                 by_size.clear()
                 self._move(endpoint, event)
             elif not well_formed(event):
                 self.counters.malformed += 1
             elif self._accepts(event.block_size):
-                by_size.setdefault(event.block_size, []).extend(cut(event))
+                group = by_size.setdefault(event.block_size, [])
+                for part in cut(event):
+                    group.append(part)
+                    if len(part.block_hashes) >= CHUNK:
+                        self._store(endpoint, event.block_size, group)
+                        group.clear()
             else:
                 self.counters.block_sizes_refused += 1
         for size, group in by_size.items():
-            self._store(endpoint, size, group)
+            if group:
+                self._store(endpoint, size, group)
 
     def _accepts(self, block_size: int) -> bool:
         if block_size in self.block_sizes:

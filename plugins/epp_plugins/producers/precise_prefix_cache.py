@@ -191,6 +191,8 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
         index.expire(now)
         if index.restored and now - began >= self._trust:
             index.drop_restored()
+            for name in [name for name in index.lanes.endpoints() if self.context.table.row_of(name) is None]:
+                index.clear(name)  # it was gone before this picker started
         for _ in range(TIDY_SLICES):
             if not index.tidy():
                 break

@@ -307,6 +307,7 @@ async def test_a_snapshot_survives_and_what_is_not_confirmed_goes(table: Endpoin
     store(first, pod(1), ids(5), medium="gpu")
     store(first, pod(2), ids(5), medium="cpu")
     store(first, pod(2), ids(3, 1), 100, lora_name="tuned")
+    store(first, "10.9.9.9:8000", ids(3, 2), 200)
     await first.stop()
     clock = ManualClock()
     params = {"snapshotFile": file, "snapshotTrust": "10s"}
@@ -324,6 +325,7 @@ async def test_a_snapshot_survives_and_what_is_not_confirmed_goes(table: Endpoin
         await until(lambda: not second.index.restored)
         assert matched(second, ask(ids(5))) == [0, 2, 0]
         await until(lambda: second.index.blocks.count == 2)
+        assert "10.9.9.9:8000" not in second.index.lanes.endpoints()
     finally:
         await second.stop()
 

@@ -199,6 +199,12 @@ def test_another_tier_costs_memory_so_fewer_blocks_fit() -> None:
     assert index.blocks.count <= index.blocks.capacity
 
 
+def test_an_event_larger_than_the_index() -> None:
+    index = PreciseIndex(1 << 24, max_blocks=2000)
+    index.apply(A, [stored(tokens(50_000))])
+    assert index.blocks.count <= 2000
+
+
 def test_max_blocks() -> None:
     index = PreciseIndex(1 << 24, max_blocks=2000)
     for n in range(5):
