@@ -83,12 +83,14 @@ class _Plan(msgspec.Struct):
     rebuild: bool
     clear: str = "never"  # before the first answer of a rebuild: "never", "always", "if-complete" (it begins with 0)
     held: tuple[int, bytes] | None = None
+    full: bool = False  # it began as a rebuild
     conversation: ReplayConversation | None = None
     started: float = 0.0
     heard: float = 0.0
     start: int = 0
     first: bool = True
     again: bool = False
+    reconnected: bool = False  # while it ran: its answers may be those of a process that is gone
 
 
 class Subscription:
@@ -103,8 +105,9 @@ class Subscription:
         self._decoder = Decoder(self.state.decode)
         self._pieces: Iterator[Batch] | None = None
         self._plan: _Plan | None = None
-        self._damaged = False
-        self._refill = False
+        self._damaged = False  # something is to be repaired by a replay, as soon as one may run
+        self._torn = False  # events are missing between those that were applied
+        self._refill = False  # what is to be repaired is another rank's doing
         self._failures = 0
         self._replay_at = 0.0
         self._socket: zmq.Socket[bytes] | None = None
@@ -259,13 +262,15 @@ class Subscription:
 
     def _lose(self, messages: int) -> None:
         self.state.lost += messages
-        self._damaged = self._damaged or messages > 0
+        if messages > 0:
+            self._damaged = self._torn = True
 
     def _restart(self) -> None:
         self.state.restarts += 1
         self._forget()
 
     def _forget(self) -> None:
+        self._damaged = self._torn = False
         self.tracker.restarted()
         self._decoder.forget()
         self._host.clear(self)
@@ -274,6 +279,7 @@ class Subscription:
         return self._plan is None and self.state.replay_address is not None and self._host.clock() >= self._replay_at
 
     def _plan_replay(self, plan: _Plan) -> None:
+        plan.full = plan.rebuild
         self._plan = plan
         self._host.acquire_replay(self)
 
@@ -296,7 +302,10 @@ class Subscription:
             return
         first, plan.first = plan.first, False
         if plan.rebuild and first:
-            if plan.clear == "always" or (plan.clear == "if-complete" and answer.seq == 0):
+            last = self.tracker.last
+            # Live events were applied while the replay waited, and some were lost that it does not bring.
+            torn = answer.seq > 0 and (self._torn or (last is not None and answer.seq > last + 1))
+            if plan.clear == "always" or torn or (plan.clear == "if-complete" and answer.seq == 0):
                 self._forget()
             self.tracker.restarted()
             plan.rebuild = False  # from here on a broken answer is continued where it broke
@@ -346,7 +355,9 @@ class Subscription:
         host.release_replay(self)
         settings = host.settings
         if success:
-            self._damaged = self._refill = False
+            if plan.full:  # any other replay repairs one gap, not what was lost before it
+                self._damaged = self._refill = self._torn = False
+            self._damaged = self._damaged or plan.reconnected
             self._failures = 0
         else:
             self.state.replays_failed += 1
@@ -414,12 +425,15 @@ class Subscription:
         state = self.state
         state.connected_since = self._host.clock()
         state.connections += 1
-        if state.replay_address is None or self._plan is not None:
+        if self._plan is not None:
+            self._plan.reconnected = True
+            return
+        if state.replay_address is None:
             return
         if not self.synced:
             shared = self._host.shares_endpoint(self)
             self._plan_replay(_Plan(rebuild=True, clear="never" if shared else "if-complete"))
-        elif self._may_replay():
+        elif self._may_replay() and not self._damaged:
             # What was published while nobody listened, if it is the same process at all.
             self._plan_replay(_Plan(rebuild=False))
         else:

@@ -39,7 +39,7 @@ class ReplayConversation:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.setsockopt(zmq.MAXMSGSIZE, settings.max_message_bytes)
-        self.socket.setsockopt(zmq.RCVHWM, settings.receive_queue)
+        self.socket.setsockopt(zmq.RCVHWM, settings.replay_queue)
         self.socket.setsockopt(zmq.RECONNECT_IVL, int(settings.reconnect * 1000))
         try:
             self.socket.connect(address)

@@ -26,7 +26,8 @@ class ReceiverSettings:
     `topic_filter`: prefix of the topics to subscribe to; empty takes all (SGLang publishes without a topic by default).
     `slice_seconds`: how long events are read before requests get their turn again.
     `receive_queue`: messages that wait per publisher while it is not their turn; more stay with the publisher, which
-    keeps 100 000 and then drops the newest, and that is seen as a gap.
+    keeps 100 000 and then drops the newest, and that is seen as a gap. ZMQ counts messages, not bytes, so it is small:
+    memory per publisher is at most this times `max_message_bytes`, and a real batch is a hundred times smaller.
     Replays as llm-d-router limits them: `replay_limit` in all, `replay_cooldown` between two of one publisher (doubled
     with each failure, up to `replay_backoff_limit`), `concurrent_replays` at once. `replay_patience`: how long a silent
     replay port is waited for, because meanwhile the events of this publisher wait too; a healthy one answers in 0.1 s.
@@ -36,8 +37,9 @@ class ReceiverSettings:
 
     topic_filter: str = "kv@"
     slice_seconds: float = 0.0005
-    receive_queue: int = 1000
+    receive_queue: int = 64
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    replay_queue: int = 256
     replay_limit: float = 120.0
     replay_patience: float = 5.0
     replay_cooldown: float = 30.0
