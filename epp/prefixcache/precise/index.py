@@ -40,6 +40,7 @@ MAX_GROUPS = 16
 SLICE = 1024
 """Blocks handled in one go."""
 
+SMALL = 256
 LOOKUP_SLICE = 8192
 SWEEP_ROWS = 1 << 14
 MAX_BLOCK_SIZE = 1 << 16
@@ -144,7 +145,12 @@ class PreciseIndex:
     def _stores(self, endpoint: str, events: list[BlockStored]) -> None:
         by_size: dict[int, list[BlockStored]] = {}
         for event in events:
-            if not event.block_hashes:
+            size, count = event.block_size, len(event.block_hashes)
+            whole = 0 < count <= SMALL and len(event.token_ids) == count * size * 4 and not event.extras
+            if whole and (ready := by_size.get(size)):  # like one before: nothing more to look at
+                ready.append(event)
+                continue
+            if not count:
                 continue
             if not event.token_ids:
                 # It names blocks that an earlier event of this very batch may have brought.
@@ -190,17 +196,17 @@ class PreciseIndex:
             rows = rows[~bad]
         lane = self.lanes.assign(endpoint)
         self._endpoint_sizes[endpoint] = block_size
-        planes = [(self.tiers.number(event.medium), min(event.group, MAX_GROUPS)) for event in events]
-        if len(set(planes)) == 1:
-            self._hold(planes[0], lane, rows)
+        if len({(event.medium, event.group) for event in events}) == 1:
+            self._hold((self.tiers.number(events[0].medium), min(events[0].group, MAX_GROUPS)), lane, rows)
         else:
+            planes = [(self.tiers.number(event.medium), min(event.group, MAX_GROUPS)) for event in events]
             event_of = stored.event[~bad]
             for plane in set(planes):
                 chosen = np.array([own == plane for own in planes])
                 self._hold(plane, lane, rows[chosen[event_of]])
-        for event in events:
-            if event.lora_name and event.lora_name not in self.adapters and len(self.adapters) < MAX_ADAPTERS:
-                self.adapters.add(event.lora_name)
+        for name in {event.lora_name for event in events}:
+            if name and len(self.adapters) < MAX_ADAPTERS:
+                self.adapters.add(name)
         self.counters.stored += len(rows)
 
     def _hold(self, plane: Plane, lane: int, rows: Rows) -> None:
