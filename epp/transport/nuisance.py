@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from epp.transport.frames import ConnectionFault, ErrorCode
+from epp.transport.limits import TransportStats
+
 PING: Final = 10
 SETTINGS: Final = 20
 PRIORITY: Final = 2
@@ -29,24 +32,27 @@ SMALL_INCREMENT: Final = 1024
 class Allowance:
     """Points left. The clock (seconds, monotonic) is read only when they are used up."""
 
-    __slots__ = ("_clock", "_full", "_points", "_rate", "_since")
+    __slots__ = ("_clock", "_full", "_points", "_rate", "_since", "_stats")
 
-    def __init__(self, full: int, per_second: int, clock: Callable[[], float]) -> None:
+    def __init__(self, full: int, per_second: int, clock: Callable[[], float], stats: TransportStats) -> None:
         self._full = full
         self._points = float(full)
         self._rate = per_second
         self._clock = clock
         self._since = clock()
+        self._stats = stats
 
-    def charge(self, points: int) -> bool:
-        """Take points; False: the peer has overdrawn."""
+    def charge(self, points: int, what: str) -> None:
+        """Take points. Raises `ConnectionFault` when the peer has overdrawn."""
         self._points -= points
         if self._points >= 0:
-            return True
+            return
         now = self._clock()
         self._points = min(float(self._full), self._points + (now - self._since) * self._rate)
         self._since = now
-        return self._points >= 0
+        if self._points < 0:
+            self._stats.hit("nuisance")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames without use, the last: {what}")
 
     def earn(self, messages: int) -> None:
         """Messages arrived."""

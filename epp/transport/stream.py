@@ -23,7 +23,7 @@ from epp.transport.messages import PREFIX, MessageReader
 from epp.transport.status import RESOURCE_EXHAUSTED, RESPONSE, trailers
 
 if TYPE_CHECKING:
-    from epp.transport.connection import Connection
+    from epp.transport.calls import Calls
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class ServerStream:
     """
 
     __slots__ = (
-        "_connection",
+        "_calls",
         "_finish",
         "_offset",
         "_out",
@@ -85,13 +85,13 @@ class ServerStream:
         "window",
     )
 
-    def __init__(self, connection: Connection, stream_id: int, head: RequestHead, credit: int) -> None:
-        self._connection = connection
-        self._out = connection.outbox
+    def __init__(self, calls: Calls, stream_id: int, head: RequestHead, credit: int) -> None:
+        self._calls = calls
+        self._out = calls.outbox
         self.id = stream_id
         self.path: str = head.path
         self.metadata: Sequence[tuple[bytes, bytes]] = head.metadata
-        self.peer: str = connection.peer
+        self.peer: str = calls.peer
         self.window = self._out.stream_window
         self.credit = credit
         self.gzip = head.gzip
@@ -134,7 +134,7 @@ class ServerStream:
                 out.wake()
         elif self._state is State.FRESH:
             self._state = State.STREAMING
-            self._connection.write_headers(self.id, END_HEADERS, RESPONSE)
+            self._calls.write_headers(self.id, END_HEADERS, RESPONSE)
             self.send(message)
         elif self._state is _STREAMING:
             self._enqueue(message, size)
@@ -166,7 +166,7 @@ class ServerStream:
             self._finish = trailers(code, message)
             self._write_trailers(CloseReason.ABORTED)
 
-    # What the connection calls.
+    # What intake, outbox and calls call.
 
     def attach(self, handler: Stream) -> None:
         """The handler's side exists now."""
@@ -249,7 +249,7 @@ class ServerStream:
 
     def _write_trailers(self, reason: CloseReason) -> None:
         block = self._finish if self._state is not State.FRESH else RESPONSE + self._finish
-        self._connection.write_headers(self.id, END_HEADERS | END_STREAM, block)
+        self._calls.write_headers(self.id, END_HEADERS | END_STREAM, block)
         if not self.remote_closed:
             # The client need not send the rest of its request (RFC 9113 section 8.1).
             self._out.frames.append(rst_stream(self.id, ErrorCode.NO_ERROR))
@@ -258,7 +258,7 @@ class ServerStream:
     def _end(self, reason: CloseReason, *, reset: bool) -> None:
         """By our own word: the handler hears of it when what it said is being written, not inside its own call."""
         self._close()
-        self._connection.forget(self, reset=reset)
+        self._calls.forget(self, reset=reset)
         self._out.ended.append((self, reason))
         self._out.wake()
 
@@ -269,7 +269,7 @@ class ServerStream:
             self.timer.cancel()
             self.timer = None
         if self.reader is not None:
-            self._connection.holds(-self.reader.held)
+            self._calls.intake.holds(-self.reader.held)
             self.reader = None
 
     def _drop_queue(self) -> None:
@@ -284,7 +284,7 @@ class ServerStream:
             self._out.queued(-size)
             if self.starved and self.unsent <= self._out.limits.unsent_stream:
                 self.starved = False
-                self._connection.replenish(self)
+                self._calls.intake.replenish(self)
 
 
 def _ignore(message: bytes) -> None:

@@ -221,6 +221,34 @@ def test_reset_and_disconnect_reach_every_stream_once(peer: Any) -> None:
     assert peer.stats.streams == 0
 
 
+def test_a_call_that_another_ends_while_the_connection_is_lost_hears_of_it_once(make_peer: Any) -> None:
+    class Linked:
+        def __init__(self, call: Any) -> None:
+            self.call = call
+            self.reasons: list[CloseReason] = []
+            linked.append(self)
+
+        def receive(self, message: bytes) -> None:
+            raise AssertionError
+
+        def half_closed(self) -> None:
+            raise AssertionError
+
+        def closed(self, reason: CloseReason) -> None:
+            self.reasons.append(reason)
+            for other in linked:
+                other.call.finish()
+
+    linked: list[Linked] = []
+    peer = make_peer(handlers={"/t/Echo": Linked})
+    for _ in range(3):
+        peer.open()
+    peer.connection.lost()
+    assert [len(one.reasons) for one in linked] == [1, 1, 1]
+    assert linked[0].reasons == [CloseReason.DISCONNECTED]
+    assert peer.stats.streams == 0
+
+
 def test_a_failing_handler_ends_its_own_call_only(make_peer: Any, caplog: pytest.LogCaptureFixture) -> None:
     class Failing:
         def __init__(self, call: Any) -> None:
