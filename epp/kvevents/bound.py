@@ -10,7 +10,7 @@ from __future__ import annotations
 import zmq
 
 from epp.kvevents.decoding import Decoder
-from epp.kvevents.publisher import Host, subscriber
+from epp.kvevents.host import Host, subscriber
 from epp.kvevents.sequence import SequenceTracker, Step
 from epp.kvevents.settings import PublisherState
 

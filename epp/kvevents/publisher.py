@@ -7,74 +7,20 @@ a full rebuild leave the live stream running until their first answer, since the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
 
 import msgspec
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
-from epp.api.plugin import Clock
 from epp.kvevents.decoding import MAX_WHOLE_BYTES, Batch, Decoder
+from epp.kvevents.host import Host, subscriber
 from epp.kvevents.replay import END, ReplayConversation, read_answer
 from epp.kvevents.sequence import SequenceTracker, Step
-from epp.kvevents.settings import Publisher, PublisherState, ReceiverSettings
+from epp.kvevents.settings import Publisher, PublisherState
 
 _MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 _MONITORS_AT_ONCE = 64
-
-
-class Source(Protocol):
-    """Something that is read in slices."""
-
-    def step(self) -> bool:
-        """One piece of work; False when there is none."""
-
-    def signalled(self) -> None:
-        """A descriptor became readable."""
-
-    def tick(self, now: float) -> None:
-        """About once a second."""
-
-    def close(self) -> None:
-        """Free the sockets."""
-
-
-class Host(Protocol):
-    """What a publisher needs of the receiver."""
-
-    context: zmq.Context[zmq.Socket[bytes]]
-    settings: ReceiverSettings
-    clock: Clock
-    wall_clock: Clock
-    resolve: Callable[[str], str | None]
-
-    def apply(self, state: PublisherState, batch: Batch) -> None:
-        """Give events to the sink."""
-
-    def clear(self, subscription: Subscription) -> None:
-        """The endpoint's cache is not what was told so far."""
-
-    def shares_endpoint(self, subscription: Subscription) -> bool:
-        """Other ranks publish for the same endpoint."""
-
-    def clear_endpoint(self, endpoint: str) -> None:
-        """As `clear`, for an endpoint without subscriptions of its own."""
-
-    def watch(self, source: Source, descriptor: int) -> None:
-        """Wake the source when the descriptor is readable."""
-
-    def unwatch(self, descriptor: int) -> None:
-        """The descriptor is about to be closed."""
-
-    def wake(self, source: Source) -> None:
-        """`step` has something to do."""
-
-    def acquire_replay(self, subscription: Subscription) -> None:
-        """Call `begin_replay` when one of the few replays may start."""
-
-    def release_replay(self, subscription: Subscription) -> None:
-        """The replay is over, or is not wanted any more."""
 
 
 class _Plan(msgspec.Struct):
@@ -451,18 +397,3 @@ class Subscription:
         else:
             state.status = "live"
         return state
-
-
-def subscriber(context: zmq.Context[zmq.Socket[bytes]], settings: ReceiverSettings) -> zmq.Socket[bytes]:
-    """A SUB socket with the limits of `settings`, neither connected nor bound."""
-    socket: zmq.Socket[bytes] = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.RCVHWM, settings.receive_queue)
-    socket.setsockopt(zmq.MAXMSGSIZE, settings.max_message_bytes)
-    socket.setsockopt(zmq.RECONNECT_IVL, int(settings.reconnect * 1000))
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, int(settings.reconnect_limit * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, int(settings.heartbeat * 1000))
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, int(settings.heartbeat_timeout * 1000))
-    socket.setsockopt(zmq.SUBSCRIBE, settings.topic_filter.encode())
-    return socket

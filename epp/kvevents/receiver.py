@@ -19,7 +19,8 @@ from epp.api.plugin import Clock
 from epp.kvevents.bound import BoundSubscription
 from epp.kvevents.decoding import Batch
 from epp.kvevents.events import EventSink
-from epp.kvevents.publisher import Source, Subscription
+from epp.kvevents.host import Source
+from epp.kvevents.publisher import Subscription
 from epp.kvevents.settings import Progress, Publisher, PublisherState, ReceiverSettings, ReceiverStats
 
 log = logging.getLogger(__name__)
