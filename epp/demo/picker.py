@@ -71,13 +71,17 @@ class PickerProcess:
     ) -> None:
         self._folder = folder
         self.endpoints_path = folder / "endpoints.yaml"
-        self.endpoints_path.write_text(endpoints_file(endpoints))
+        self.set_endpoints(endpoints)
         self.config_path = folder / "epp.yaml"
         self.config_path.write_text(with_file_discovery(config, self.endpoints_path))
         self.grpc_port, self.health_port, self.metrics_port = free_ports(3)
         self.tls = tls
         self._flags = list(flags)
         self.process: asyncio.subprocess.Process | None = None
+
+    def set_endpoints(self, endpoints: Sequence[Served]) -> None:
+        """Write the list that the picker watches."""
+        self.endpoints_path.write_text(endpoints_file(endpoints))
 
     @property
     def pid(self) -> int:
