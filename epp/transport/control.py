@@ -13,6 +13,10 @@ from epp.transport.outbox import Outbox
 DRAIN_PING: Final = b"draining"
 
 
+def _nobody() -> None:
+    """Who hears of a drain once the connection is gone."""
+
+
 class Control:
     """`settled`: the peer's first SETTINGS have come. `drain_answered` is called with the answer to `DRAIN_PING`."""
 
@@ -31,6 +35,10 @@ class Control:
         self._allowance = allowance
         self._drain_answered = drain_answered
         self.settled = False
+
+    def release(self) -> None:
+        """Forget who wants to hear of a drain."""
+        self._drain_answered = _nobody
 
     def on_settings(self, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         """SETTINGS."""

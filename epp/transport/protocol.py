@@ -95,6 +95,7 @@ class SocketProtocol(asyncio.Protocol):
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.lost()
+            connection.release()
         self._server.gone(self)
 
     def pause_writing(self) -> None:
