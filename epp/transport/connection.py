@@ -193,7 +193,10 @@ class Connection:
         low = intake.low_stream
         read_header = HEADER.unpack_from
         read_message_header = MESSAGE_HEADER.unpack_from
-        plain = self._streams_for_data()
+        calls, control = self._calls, self._control
+        streams = calls.streams if self._any_frame_fits else _NOBODY
+        # Streams that may get DATA unchecked: none before SETTINGS and inside a header block.
+        plain = streams if control.settled and not calls.block_stream else _NOBODY
         received = messages = 0
         while end - start >= 9:
             if end - start >= 14:
@@ -225,19 +228,13 @@ class Connection:
                     continue
             self._frame(word & 0xFF, flags, stream_id & MAX_WINDOW, data, start + 9, stop)
             start = stop
-            plain = self._streams_for_data()
+            plain = streams if control.settled and not calls.block_stream else _NOBODY
         if received:
             intake.credit -= received
             self._allowance.earn(messages)
         if intake.credit < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "DATA beyond the connection's window")
         self._rest = data[start:] if start < end else b""
-
-    def _streams_for_data(self) -> dict[int, ServerStream]:
-        """Streams that may get DATA unchecked: none before SETTINGS and inside a header block."""
-        if self._control.settled and not self._calls.block_stream and self._any_frame_fits:
-            return self.streams
-        return _NOBODY
 
     def _frame(self, kind: int, flags: int, stream_id: int, data: bytes, start: int, stop: int) -> None:
         if not self._control.settled and (kind != frames.SETTINGS or flags & frames.ACK):
