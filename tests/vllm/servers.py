@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
-import struct
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -82,7 +83,9 @@ class VllmServer:
         command += ["--kv-events-config", json.dumps(events)]
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONHASHSEED": self.seed}
         with (self.folder / f"vllm-{self.rank}.log").open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
 
     async def ready(self) -> None:
         """Wait until it answers. RuntimeError with the end of its log when it does not."""
@@ -108,14 +111,17 @@ class VllmServer:
             answer.raise_for_status()
 
     def kill(self) -> None:
-        """As a machine that loses its power."""
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+        """As a machine that loses its power: the server, and the engine, which is a process of its own."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     async def stop(self) -> None:
-        process, self._process = self._process, None
+        process = self._process
         if process is not None:
             await end(process, 20.0)
+            self.kill()  # whatever it left behind
+            self._process = None
 
 
 @dataclass(slots=True)
@@ -144,8 +150,7 @@ async def watched(servers: list[VllmServer]) -> AsyncIterator[Evictions]:
 
     async def follow(socket: zmq.asyncio.Socket, times: list[float]) -> None:
         while True:
-            _, number, payload = await socket.recv_multipart()
-            struct.unpack(">Q", number)
+            _, _, payload = await socket.recv_multipart()
             if any(event.get("type") == "BlockRemoved" for event in msgspec.msgpack.decode(payload)[1]):
                 times.append(time.monotonic())
 

@@ -66,9 +66,13 @@ async def test_predicted_cached_tokens_are_the_engines(servers: list[VllmServer]
     assert len(done) == SESSIONS * TURNS
     assert [asked for asked in done if asked.cached is None] == []
     wrong: list[dict[str, Any]] = []
+    unknown: list[Asked] = []
     quiet = exact = 0
     for asked in done:
-        prediction = predictions.by_request[asked.id]
+        prediction = predictions.by_request.get(asked.id)
+        if prediction is None:  # a server that never reported a hit may be one that does not report them
+            unknown.append(asked)
+            continue
         assert prediction["actual"] == asked.cached
         evicting = evictions.during(prediction["endpoint"], asked.began, asked.ended)
         equal = prediction["predicted"] == asked.cached
@@ -80,12 +84,15 @@ async def test_predicted_cached_tokens_are_the_engines(servers: list[VllmServer]
         "prediction",
         {
             "requests": len(done),
+            "not_compared": len(unknown),
             "without_eviction": quiet,
             "exact_of_these": exact,
-            "exact_of_all": len(done) - len(wrong),
+            "exact_of_all": len(done) - len(unknown) - len(wrong),
             "mismatches": wrong,
         },
     )
+    assert len(done) - len(unknown) >= 300
+    assert all(asked.cached == 0 for asked in unknown)
     assert sum(map(len, evictions.seen.values())) > 50, "the caches were never full: nothing was shown"
     assert quiet >= 100
     assert exact >= 0.99 * quiet, wrong

@@ -252,6 +252,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
 
     def _removed(self, _row: int, endpoint: Endpoint) -> None:
         self.receiver.remove(endpoint.host_port)
+        self.check.forget(endpoint.host_port)
         self.index.clear(endpoint.host_port)
 
     def _resolve(self, name: str) -> str | None:
@@ -402,8 +403,10 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
     def on_response_end(self, request: InferenceRequest, response: InferenceResponse) -> None:
         """Compare with what the server reports."""
         prepared: _Prepared | None = request.attributes.pop(self._state, None)
-        actual = response.usage.cached_tokens
-        if prepared is None or not prepared.target or actual is None or response.served not in ("", prepared.target):
+        if prepared is None or not prepared.target or response.served not in ("", prepared.target):
+            return
+        actual = self.check.reported(prepared.target, response.usage)
+        if actual is None:
             return
         size = self.index.block_size_of(prepared.target) or self._block_size
         error = self.check.compare(

@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from typing import Any, NamedTuple
 
-from epp.api import Clock
+from epp.api import Clock, Usage
 
 KEPT = 256
 _WINDOW = 64
@@ -36,8 +36,24 @@ class SelfCheck:
         self.compared = 0
         self.exact = 0
         self._wrong: deque[bool] = deque(maxlen=_WINDOW)
+        self._telling: set[str] = set()
         self._name, self._clock, self._log = name, clock, log
         self._logged = -_QUIET
+
+    def reported(self, endpoint: str, usage: Usage) -> int | None:
+        """Cached tokens as the server tells them; None when it does not.
+
+        vLLM leaves the field out when there was no hit. So from a server that has told of a hit before, usage without
+        it means 0; from another one it may mean that the server was not asked to tell.
+        """
+        if usage.cached_tokens is not None:
+            self._telling.add(endpoint)
+            return usage.cached_tokens
+        return 0 if usage.prompt_tokens is not None and endpoint in self._telling else None
+
+    def forget(self, endpoint: str) -> None:
+        """The endpoint is gone."""
+        self._telling.discard(endpoint)
 
     def compare(self, prediction: Prediction, block_size: int) -> int:
         """Take one in; returns predicted less actual."""

@@ -185,6 +185,13 @@ def test_predictions_are_compared_with_what_servers_report(
         producer.on_picked(made, picked(table, look(producer, made), decode=1))
         producer.on_response_end(made, InferenceResponse(200, usage=usage, served=served))
     assert producer.check.compared == 71
+    made = ask(ids(4))
+    producer.on_picked(made, picked(table, look(producer, made), decode=1))
+    usage = Usage(prompt_tokens=64)  # vLLM leaves cached_tokens out when there was no hit; this server told before
+    producer.on_response_end(made, InferenceResponse(200, usage=usage, served=pod(1)))
+    assert (producer.check.compared, producer.check.recent[-1].actual) == (72, 0)
+    table.remove(pod(1))
+    assert producer.check.reported(pod(1), usage) is None
     assert msgspec.json.encode(producer.dump_state())
 
 
