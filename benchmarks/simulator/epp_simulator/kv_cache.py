@@ -1,4 +1,12 @@
-"""Prefix blocks of a simulated server: full blocks are shared, running requests pin theirs, the oldest unused go."""
+"""The KV cache of one simulated engine: prefix reuse and eviction on the GPU, a CPU tier behind it, and their events.
+
+A prompt's full blocks are cached when it is scheduled, those of the answer as they fill up. `cached_tokens` is what was
+found then: whole blocks, never the whole prompt, because its last token has to be computed.
+
+With a CPU tier every block that was computed is also copied there (as vLLM's offloading connector does); blocks that
+the GPU has lost are loaded from it. Further KV cache groups follow the first: a sliding-window group holds the blocks
+of the last window only. They appear in events, not in hits.
+"""
 
 from __future__ import annotations
 
@@ -6,95 +14,185 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import xxhash
+from epp_simulator.block_hash import BlockChain, BlockHasher
+from epp_simulator.block_pool import Block, BlockPool
+from epp_simulator.kv_events import CPU, Cleared, Event, Group, Removed, Stored
 
 
 @dataclass(slots=True)
 class Lease:
-    """Blocks a request holds until it ends. `cached_tokens`: tokens that needed no computing."""
+    """What a request holds until it ends. Tokens that were in the cache; `loaded_tokens` of them on the CPU only."""
 
-    blocks: list[int] = field(default_factory=list)
-    private: int = 0
+    chain: BlockChain
+    blocks: list[Block] = field(default_factory=list)
+    filled: int = 0
     cached_tokens: int = 0
+    loaded_tokens: int = 0
 
 
 class KVCache:
-    """`size` blocks of `block_size` tokens. Adapter name and cache salt are part of a block's identity."""
+    """`size` blocks of `block_size` tokens, `cpu_size` on the CPU.
 
-    def __init__(self, size: int, block_size: int) -> None:
-        self.size = size
+    `take_events` returns what happened since it was called last; nothing is kept when `record` is off.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        block_size: int,
+        *,
+        seed: str = "",
+        cpu_size: int = 0,
+        groups: Sequence[Group] = (Group(),),
+        record: bool = False,
+    ) -> None:
         self.block_size = block_size
-        self._pins: dict[int, int] = {}
-        self._unused: OrderedDict[int, None] = OrderedDict()
-        self._private = 0
+        self.record = record
+        self._hasher = BlockHasher(block_size, seed)
+        self._pool = BlockPool(size, self._evicted)
+        self._cpu_size = cpu_size
+        self._cpu: OrderedDict[bytes, None] = OrderedDict()
+        self._full = next(group for group in groups if group.window is None)
+        self._windows = {group: set[bytes]() for group in groups if group.window is not None}
+        self._events: list[Event] = []
 
     @property
     def usage(self) -> float:
         """Share of blocks that running requests hold, 0 to 1 (what vLLM reports: unused cached blocks are free)."""
-        return min(1.0, (len(self._pins) + self._private) / self.size)
+        return min(1.0, self._pool.used / self._pool.size)
 
-    def begin(self, tokens: Sequence[int], identity: str) -> Lease:
-        """Pin the blocks of a prompt, reusing a cached prefix; at least one token is always computed."""
-        lease = Lease()
-        hashes = self._chain(tokens, identity)
-        hits = 0
-        for block in hashes:
-            if block not in self._pins and block not in self._unused:
-                break
-            hits += 1
-        lease.cached_tokens = min(hits * self.block_size, max(0, len(tokens) - 1) // self.block_size * self.block_size)
-        for block in hashes:
-            self._pin(block)
-            lease.blocks.append(block)
-        lease.private = 1 if len(tokens) % self.block_size else 0
-        self._private += lease.private
-        self._evict()
-        return lease
-
-    def grow(self, lease: Lease, generated: int) -> None:
-        """Account for generated tokens (they are not shared here)."""
-        wanted = 1 + generated // self.block_size
-        if wanted > lease.private:
-            self._private += wanted - lease.private
-            lease.private = wanted
-            self._evict()
-
-    def end(self, lease: Lease) -> None:
-        """Unpin: shared blocks stay until something needs their place."""
-        # Last block first: evicting a block makes the ones behind it useless, so they should go before it.
-        for block in reversed(lease.blocks):
-            pins = self._pins.get(block, 0) - 1
-            if pins > 0:
-                self._pins[block] = pins
-            elif block in self._pins:
-                del self._pins[block]
-                self._unused[block] = None
-        self._private -= lease.private
-        lease.blocks = []
-        lease.private = 0
-        self._evict()
-
-    def clear(self) -> None:
-        """Forget every unused block."""
-        self._unused.clear()
+    @property
+    def idle(self) -> bool:
+        """No request holds a block."""
+        return self._pool.used == 0
 
     def __len__(self) -> int:
-        return len(self._pins) + len(self._unused)
+        return self._pool.cached
 
-    def _chain(self, tokens: Sequence[int], identity: str) -> list[int]:
-        parent = xxhash.xxh64_intdigest(identity.encode())
-        size = self.block_size
-        chain: list[int] = []
-        for start in range(0, len(tokens) - size + 1, size):
-            block = b"".join(token.to_bytes(4, "little") for token in tokens[start : start + size])
-            parent = xxhash.xxh64_intdigest(block, parent)
-            chain.append(parent)
-        return chain
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._pool
 
-    def _pin(self, block: int) -> None:
-        self._unused.pop(block, None)
-        self._pins[block] = self._pins.get(block, 0) + 1
+    def holds_on_cpu(self, digest: bytes) -> bool:
+        """The block is in the CPU tier."""
+        return digest in self._cpu
 
-    def _evict(self) -> None:
-        while self._unused and len(self._pins) + len(self._unused) + self._private > self.size:
-            self._unused.popitem(last=False)
+    def has_room(self, chain: BlockChain) -> bool:
+        """The blocks that a request needs are free."""
+        hits = self._hits(chain)
+        reused = sum(self._pool.is_free(digest) for digest in chain.digests[:hits])
+        return self._blocks(len(chain.tokens)) - hits + reused <= self._pool.free
+
+    def begin(self, chain: BlockChain) -> Lease:
+        """Schedule a prompt."""
+        hits = self._hits(chain)
+        loads = hits
+        while loads < self._reusable(chain) and chain.digests[loads] in self._cpu:
+            self._cpu.move_to_end(chain.digests[loads])
+            loads += 1
+        lease = Lease(chain, cached_tokens=loads * self.block_size, loaded_tokens=(loads - hits) * self.block_size)
+        lease.blocks = [self._pool.hit(digest) for digest in chain.digests[:hits]]
+        lease.blocks += self._pool.take(self._blocks(len(chain.tokens)) - hits)
+        lease.filled = hits
+        self._fill(lease, loads)
+        self._fill(lease, len(chain.digests))
+        self._offload(chain.digests[loads:])
+        return lease
+
+    def advance(self, lease: Lease, tokens: Sequence[int]) -> None:
+        """These tokens of the answer were computed."""
+        chain = lease.chain
+        chain.tokens.extend(tokens)
+        missing = self._blocks(len(chain.tokens)) - len(lease.blocks)
+        if missing > 0:
+            lease.blocks += self._pool.take(missing)
+        before = lease.filled
+        self._hasher.extend(chain)
+        self._fill(lease, len(chain.digests))
+        self._offload(chain.digests[before:])
+
+    def end(self, lease: Lease) -> None:
+        """The request is over: its blocks stay cached until something needs their place."""
+        self._pool.release(lease.blocks)
+        lease.blocks = []
+
+    def clear(self) -> bool:
+        """Forget everything; False, and nothing happens, while requests run."""
+        if not self._pool.clear():
+            return False
+        self._cpu.clear()
+        for held in self._windows.values():
+            held.clear()
+        self._tell(Cleared())
+        return True
+
+    def take_events(self) -> list[Event]:
+        """Events since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+    def _reusable(self, chain: BlockChain) -> int:
+        """Blocks of a prompt that may come from a cache: all full ones that leave a token to compute."""
+        return max(0, len(chain.tokens) - 1) // self.block_size
+
+    def _hits(self, chain: BlockChain) -> int:
+        self._hasher.extend(chain)
+        hits = 0
+        while hits < self._reusable(chain) and chain.digests[hits] in self._pool:
+            hits += 1
+        return hits
+
+    def _fill(self, lease: Lease, end: int) -> None:
+        """Blocks `lease.filled` to `end` have their contents now: one event for all of them."""
+        begin, chain = lease.filled, lease.chain
+        if begin >= end:
+            return
+        for block, digest in zip(lease.blocks[begin:end], chain.digests[begin:end], strict=True):
+            self._pool.fill(block, digest)
+        lease.filled = end
+        for group in (self._full, *self._windows):
+            self._tell(self._stored(chain, begin, end, group))
+        for group, held in self._windows.items():
+            held.update(chain.digests[begin:end])
+            outside = end - self._blocks(group.window or 0)
+            for digest in chain.digests[: max(0, outside)]:
+                self._drop(group, digest)
+
+    def _stored(self, chain: BlockChain, begin: int, end: int, group: Group) -> Stored:
+        return Stored(
+            digests=chain.digests[begin:end],
+            parent=chain.digests[begin - 1] if begin else None,
+            tokens=chain.tokens[begin * self.block_size : end * self.block_size],
+            lora=chain.lora,
+            extras=chain.extras[begin:end],
+            group=group,
+            session=chain.session,
+        )
+
+    def _offload(self, digests: Sequence[bytes]) -> None:
+        if not self._cpu_size:
+            return
+        new = [digest for digest in digests if digest not in self._cpu][-self._cpu_size :]
+        if not new:
+            return
+        while len(self._cpu) + len(new) > self._cpu_size:
+            self._tell(Removed(self._cpu.popitem(last=False)[0], CPU))
+        self._cpu.update(dict.fromkeys(new))
+        self._tell(Stored(new, medium=CPU))
+
+    def _evicted(self, digest: bytes) -> None:
+        self._tell(Removed(digest, group=self._full))
+        for group in self._windows:
+            self._drop(group, digest)
+
+    def _drop(self, group: Group, digest: bytes) -> None:
+        held = self._windows[group]
+        if digest in held:
+            held.discard(digest)
+            self._tell(Removed(digest, group=group))
+
+    def _tell(self, event: Event) -> None:
+        if self.record:
+            self._events.append(event)

@@ -25,15 +25,16 @@ class LatencyModel:
         calculator = options.latency_calculator or ("constant" if constant else "per-token")
         self._per_token = calculator == "per-token"
 
-    def prefill(self, prompt_tokens: int, cached_tokens: int, running: int) -> float:
-        """Time until the first token, without queueing."""
+    def prefill(self, prompt_tokens: int, cached_tokens: int, running: int, loaded_tokens: int = 0) -> float:
+        """Time until the first token, without queueing. `loaded_tokens` of the cached ones come from the CPU tier."""
         options = self._options
         if self._per_token:
             mean = options.prefill_overhead + (prompt_tokens - cached_tokens) * options.prefill_time_per_token
             deviation = options.prefill_time_std_dev
         else:
             mean, deviation = options.time_to_first_token, options.time_to_first_token_std_dev
-        return self._jitter(mean, deviation) * self.load_factor(running)
+        loading = loaded_tokens * options.kv_onload_time_per_token
+        return self._jitter(mean, deviation) * self.load_factor(running) + loading
 
     def token_gap(self, running: int) -> float:
         """Time between two tokens."""

@@ -12,13 +12,17 @@ from epp_simulator.options import SimOptions, parse
 
 
 def run(argv: Sequence[str]) -> int:
-    """Exit status 2 for bad options."""
+    """Exit status 2 for bad options, and for ports that cannot be had."""
     try:
         options = parse(argv)
     except ValueError as error:
         print(f"epp sim: {error}", file=sys.stderr)
         return 2
-    asyncio.run(serve(options))
+    try:
+        asyncio.run(serve(options))
+    except (OSError, ValueError) as error:
+        print(f"epp sim: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -30,5 +34,5 @@ async def serve(options: SimOptions) -> None:
         loop.add_signal_handler(number, stop.set)
     async with Fleet(options) as fleet:
         for host, port in fleet.endpoints:
-            print(f"{options.names[0]} on http://{host}:{port}", flush=True)
+            print(f"{options.names[0]} on {'https' if options.tls else 'http'}://{host}:{port}", flush=True)
         await stop.wait()

@@ -7,12 +7,14 @@ at most twice a second: a fleet of simulated servers on a laptop would otherwise
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from epp_simulator.engine import Engine, Job
 from epp_simulator.fake_metrics import FakeMetrics
+from epp_simulator.options import SimOptions
 
 _SECONDS = (
     0.3,
@@ -77,40 +79,45 @@ def _lengths(limit: int) -> tuple[float, ...]:
         power *= 10
 
 
-class ServerMetrics:
-    """What one simulated server reports."""
+class _Families:
+    """Metric families of a page: made once, with a series per engine."""
 
-    def __init__(self, engine: Engine, fakes: FakeMetrics) -> None:
-        options = engine.options
-        self._engine = engine
-        self._fakes = fakes
-        self._labels = {"model_name": options.names[0], "engine": "0"}
-        self._history = CollectorRegistry()
-        self._rendered = b""
-        self._rendered_at = float("-inf")
-        names = ["model_name", "engine"]
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        self._made: dict[str, Any] = {}
+
+    def child(self, make: Any, name: str, text: str, labels: dict[str, str], **options: Any) -> Any:
+        """The series with these labels."""
+        if name not in self._made:
+            self._made[name] = make(f"vllm:{name}", text, list(labels), registry=self._registry, **options)
+        return self._made[name].labels(**labels)
+
+
+class EngineMetrics:
+    """Counters and histograms of one engine."""
+
+    def __init__(self, options: SimOptions, rank: int, families: _Families) -> None:
+        labels = {"model_name": options.names[0], "engine": str(rank)}
         lengths = _lengths(options.max_model_len)
 
         def counter(name: str, text: str) -> Any:
-            return Counter(f"vllm:{name}", text, names, registry=self._history).labels(**self._labels)
+            return families.child(Counter, name, text, labels)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Any:
-            family = Histogram(f"vllm:{name}", text, names, buckets=buckets, registry=self._history)
-            return family.labels(**self._labels)
+            return families.child(Histogram, name, text, labels, buckets=buckets)
 
         self.prefix_queries = counter("prefix_cache_queries", "Prefix cache queries, in number of queried tokens.")
         self.prefix_hits = counter("prefix_cache_hits", "Prefix cache hits, in number of cached tokens.")
         self.preemptions = counter("num_preemptions", "Cumulative number of preemption from the engine.")
         self.prompt_tokens = counter("prompt_tokens", "Number of prefill tokens processed.")
         self.generation_tokens = counter("generation_tokens", "Number of generation tokens processed.")
-        success = Counter(
-            "vllm:request_success",
-            "Count of successfully processed requests.",
-            [*names, "finished_reason"],
-            registry=self._history,
-        )
         self.success = {
-            reason: success.labels(**self._labels, finished_reason=reason)
+            reason: families.child(
+                Counter,
+                "request_success",
+                "Count of successfully processed requests.",
+                labels | {"finished_reason": reason},
+            )
             for reason in ("stop", "length", "abort", "error")
         }
         self.request_prompt_tokens = histogram("request_prompt_tokens", "Number of prefill tokens processed.", lengths)
@@ -138,11 +145,11 @@ class ServerMetrics:
         """Record a request that ended; `reason` as in vLLM's `finished_reason`."""
         now = time.perf_counter()
         self.success[reason].inc()
-        self.prompt_tokens.inc(len(job.tokens))
+        self.prompt_tokens.inc(job.prompt_tokens)
         self.generation_tokens.inc(job.generated)
-        self.prefix_queries.inc(len(job.tokens))
+        self.prefix_queries.inc(job.prompt_tokens)
         self.prefix_hits.inc(job.cached_tokens)
-        self.request_prompt_tokens.observe(len(job.tokens))
+        self.request_prompt_tokens.observe(job.prompt_tokens)
         self.request_generation_tokens.observe(job.generated)
         if max_tokens is not None:
             self.params_max_tokens.observe(max_tokens)
@@ -159,6 +166,19 @@ class ServerMetrics:
             self.phases["inference"].observe(now - job.started)
         self.e2e.observe(now - job.arrived)
 
+
+class ServerMetrics:
+    """What one simulated server reports, about each of its engines."""
+
+    def __init__(self, engines: Sequence[Engine], fakes: FakeMetrics) -> None:
+        self._engines = engines
+        self._fakes = fakes
+        self._history = CollectorRegistry()
+        self._rendered = b""
+        self._rendered_at = float("-inf")
+        families = _Families(self._history)
+        self.engines = [EngineMetrics(engine.options, engine.rank, families) for engine in engines]
+
     def page(self) -> bytes:
         """The whole page."""
         now = time.monotonic()
@@ -168,12 +188,19 @@ class ServerMetrics:
         return generate_latest(self._live()) + self._rendered
 
     def _live(self) -> CollectorRegistry:
-        engine, fakes, options = self._engine, self._fakes, self._engine.options
         registry = CollectorRegistry()
-        names = ["model_name", "engine"]
+        families = _Families(registry)
+        for engine in self._engines:
+            self._gauges(engine, families)
+        self._lora_info(registry)
+        return registry
+
+    def _gauges(self, engine: Engine, families: _Families) -> None:
+        fakes, options, rank = self._fakes, engine.options, str(engine.rank)
+        labels = {"model_name": options.names[0], "engine": rank}
 
         def gauge(name: str, text: str, value: float) -> None:
-            Gauge(f"vllm:{name}", text, names, registry=registry).labels(**self._labels).set(value)
+            families.child(Gauge, name, text, labels).set(value)
 
         waiting = fakes.value("waiting-requests", len(engine.waiting))
         running = fakes.value("running-requests", len(engine.running))
@@ -181,26 +208,24 @@ class ServerMetrics:
         gauge("num_requests_running", "Number of requests in model execution batches.", running)
         gauge("num_requests_waiting", "Number of requests waiting to be processed.", waiting)
         gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", fakes.value("kv-cache-usage", usage))
-        self._lora_info(registry)
         info = {
             "block_size": str(options.block_size),
             "cache_dtype": "auto",
             "enable_prefix_caching": str(options.enable_kvcache),
-            "engine": "0",
-            "num_cpu_blocks": "None",
+            "engine": rank,
+            "num_cpu_blocks": str(options.kv_cpu_cache_size or None),
             "num_gpu_blocks": str(options.kv_cache_size),
         }
-        family = Gauge(
-            "vllm:cache_config_info", "Information of the LLMEngine CacheConfig", list(info), registry=registry
-        )
-        family.labels(**info).set(1)
-        return registry
+        families.child(Gauge, "cache_config_info", "Information of the LLMEngine CacheConfig", info).set(1)
 
     def _lora_info(self, registry: CollectorRegistry) -> None:
-        options = self._engine.options
+        options = self._engines[0].options
         if not options.lora_modules:
             return
-        running, waiting = self._fakes.loras(self._engine.running_loras, self._engine.waiting_loras)
+        running, waiting = self._fakes.loras(
+            dict.fromkeys(name for engine in self._engines for name in engine.running_loras),
+            dict.fromkeys(name for engine in self._engines for name in engine.waiting_loras),
+        )
         labels = {
             "max_lora": str(options.max_loras),
             "running_lora_adapters": ",".join(running),

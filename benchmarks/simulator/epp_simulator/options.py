@@ -1,7 +1,8 @@
-"""Options of a simulated server: the names of llm-d-inference-sim, on the command line, in the environment or in YAML.
+"""Options of a simulated server: the names of llm-d-inference-sim and vLLM, as flags, in the environment or in YAML.
 
-Precedence: command line, then environment (`SIM_MODEL`), then `--config` file, then default. Durations are Go strings
-(`100ms`, `750us`, `1.5s`); plain numbers are milliseconds.
+Precedence: command line, then environment (`SIM_MODEL`, `PYTHONHASHSEED`, `POD_IP`,
+`VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES`), then `--config` file, then default. Durations are Go strings (`100ms`, `750us`,
+`1.5s`); plain numbers are milliseconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import yaml
 
 from epp.config.duration import Duration
+from epp_simulator.event_config import KVEventsConfig
+from epp_simulator.kv_events import RELEASES, Group
 
 FAILURES = ("rate_limit", "invalid_api_key", "context_length", "server_error", "invalid_request", "model_not_found")
 
@@ -54,8 +57,30 @@ class SimOptions:
     prefill_time_std_dev: float = _option(0.0, "its standard deviation", "duration")
     time_factor_under_load: float = _option(1.0, "how much slower a full batch is (>= 1)")
     enable_kvcache: bool = _option(False, "keep prefix blocks: reuse, pinning, eviction")
-    kv_cache_size: int = _option(1024, "blocks of the KV cache")
+    kv_cache_size: int = _option(1024, "blocks of the KV cache; as in vLLM one of them is never used")
     block_size: int = _option(16, "tokens per block (8, 16, 32, 64, 128)")
+    hash_seed: str = _option("", "seed of the block hashes")
+    kv_cpu_cache_size: int = _option(0, "blocks of a CPU tier behind the KV cache")
+    kv_onload_time_per_token: float = _option(0.0, "prefill time per token that comes from the CPU tier", "duration")
+    kv_cache_groups: tuple[str, ...] = _option(
+        ("full_attention",), "KV cache groups in order: full_attention once, sliding_window:TOKENS", "list"
+    )
+    kv_events_config: str = _option("", "JSON, as vLLM: where to publish KV cache events", "json")
+    kv_events_schema: str = _option("0.32", "release of vLLM whose event format is used: " + ", ".join(RELEASES))
+    kv_events_int_hashes: bool = _option(True, "hashes in events are 64-bit numbers, not digests")
+    kv_events_tagged_extra_keys: bool = _option(False, "extra keys in events as pairs of name and value")
+    zmq_endpoint: str = _option(
+        "", "publish events here, with the topic kv@HOST:PORT@MODEL; short for --kv-events-config"
+    )
+    kv_events_replay_endpoint: str = _option("", "answer for missed events here; with --zmq-endpoint")
+    kv_events_replay_queue_size: int = _option(1024, "batches kept for replay; with --zmq-endpoint")
+    advertise_host: str = _option("", "this server's address in topics and /kv_event_sources; default: --host")
+    data_parallel_size: int = _option(1, "engines per server, each with a KV cache and event ports of its own")
+    data_parallel_external_lb: bool = _option(False, "each engine has an HTTP port of its own: port + rank")
+    default_embedding_dimensions: int = _option(384, "length of embeddings")
+    ssl_certfile: str = _option("", "serve HTTPS with this certificate chain (PEM)")
+    ssl_keyfile: str = _option("", "its private key (PEM)")
+    self_signed_certs: bool = _option(False, "serve HTTPS with a certificate made at start")
     failure_injection_rate: int = _option(0, "percent of requests that fail")
     failure_types: tuple[str, ...] = _option((), "which failures: " + ", ".join(FAILURES), "list")
     fake_metrics: str = _option("", "JSON: values to report instead of the real ones", "json")
@@ -74,8 +99,23 @@ class SimOptions:
             raise ValueError(f"--failure-injection-rate {self.failure_injection_rate}: a percentage, 0 to 100")
         if self.time_factor_under_load < 1.0:
             raise ValueError(f"--time-factor-under-load {self.time_factor_under_load}: 1.0 or more")
-        if min(self.max_num_seqs, self.kv_cache_size, self.max_model_len, self.instances, self.max_loras) < 1:
-            raise ValueError("max-num-seqs, kv-cache-size, max-model-len, instances and max-loras must be at least 1")
+        for name in _POSITIVE:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: 1 or more")
+        if self.kv_cache_size < 2:
+            raise ValueError("--kv-cache-size 1: 2 or more, one block is never used")
+        if self.kv_events_schema not in RELEASES:
+            raise ValueError(f"--kv-events-schema {self.kv_events_schema!r}: known are {', '.join(RELEASES)}")
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise ValueError("--ssl-certfile and --ssl-keyfile go together")
+        if self.zmq_endpoint and self.kv_events_config:
+            raise ValueError("--zmq-endpoint and --kv-events-config say the same: give one of them")
+        if self.events.publishes and not self.enable_kvcache:
+            raise ValueError("KV events come from the KV cache: give --enable-kvcache, too")
+        if [group.window for group in self.groups].count(None) != 1:
+            raise ValueError(
+                f"--kv-cache-groups {' '.join(self.kv_cache_groups)}: full_attention once, not more or less"
+            )
         unknown = set(self.failure_types) - set(FAILURES)
         if unknown:
             raise ValueError(f"--failure-types {', '.join(sorted(unknown))}: known are {', '.join(FAILURES)}")
@@ -86,14 +126,84 @@ class SimOptions:
         return self.served_model_name or (self.model,)
 
     @property
+    def tls(self) -> bool:
+        """Serve HTTPS."""
+        return bool(self.ssl_certfile) or self.self_signed_certs
+
+    @property
+    def events(self) -> KVEventsConfig:
+        """Where KV events go. ValueError when that is malformed."""
+        try:
+            if self.kv_events_config:
+                return KVEventsConfig.parse(self.kv_events_config)
+            if not self.zmq_endpoint:
+                return KVEventsConfig()
+            short = {
+                "enable_kv_cache_events": True,
+                "endpoint": self.zmq_endpoint,
+                "replay_endpoint": self.kv_events_replay_endpoint or None,
+                "buffer_steps": self.kv_events_replay_queue_size,
+                "topic": "kv@{host}:{port}@{model}",
+            }
+            return KVEventsConfig.parse(json.dumps(short))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{'--kv-events-config' if self.kv_events_config else '--zmq-endpoint'}: {error}"
+            ) from error
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """KV cache groups, numbered. ValueError for a kind that is not simulated."""
+        groups: list[Group] = []
+        for index, text in enumerate(self.kv_cache_groups):
+            kind, _, window = text.partition(":")
+            if kind == "full_attention" and not window:
+                groups.append(Group(index))
+            elif kind == "sliding_window" and window.isdecimal() and int(window):
+                groups.append(Group(index, kind, int(window)))
+            else:
+                raise ValueError(f"--kv-cache-groups {text!r}: use full_attention or sliding_window:TOKENS")
+        return tuple(groups)
+
+    @property
     def fakes(self) -> dict[str, Any]:
         """Fake metrics, parsed."""
         return dict(json.loads(self.fake_metrics)) if self.fake_metrics else {}
 
 
-# Accepted so that vLLM's command lines work; they have no meaning here.
-_IGNORED = ("mm-processor-kwargs", "ec-transfer-config", "tensor-parallel-size", "max-cpu-loras", "hash-seed")
-_IGNORED_SWITCHES = ("enforce-eager", "enable-prefix-caching", "force-dummy-tokenizer")
+_POSITIVE = (
+    "max_num_seqs",
+    "max_model_len",
+    "instances",
+    "max_loras",
+    "data_parallel_size",
+    "default_embedding_dimensions",
+    "kv_events_replay_queue_size",
+)
+
+# Accepted so that command lines of vLLM and llm-d-inference-sim work; they have no meaning here.
+_IGNORED = (
+    "mm-processor-kwargs",
+    "ec-transfer-config",
+    "tensor-parallel-size",
+    "max-cpu-loras",
+    "event-batch-size",  # a step is a batch, as in vLLM
+)
+_IGNORED_SWITCHES = (
+    "enforce-eager",
+    "enable-prefix-caching",
+    "force-dummy-tokenizer",
+    "enable-prompt-tokens-details",
+    "enable-scale-out",
+)
+
+_ENVIRONMENT = {
+    "SIM_MODEL": "model",
+    "PYTHONHASHSEED": "hash_seed",
+    "POD_IP": "advertise_host",
+    "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "kv_events_int_hashes",
+}
+_MAP_FORMAT = "use_vllm_map_event_format"  # llm-d-inference-sim's choice between two formats
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> SimOptions:
@@ -112,10 +222,17 @@ def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> S
         parser.add_argument("--" + name, default=None, help=argparse.SUPPRESS)
     for name in _IGNORED_SWITCHES:
         parser.add_argument("--" + name, nargs="?", default=None, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--use-vllm-map-event-format", nargs="?", const="true", help="true: --kv-events-schema 0.32, false: 0.15"
+    )
+    parser.add_argument("--num-gpu-blocks-override", dest="kv_cache_size", help="vLLM's name of --kv-cache-size")
     given = vars(parser.parse_args(argv))
     values = from_file(given["config"]) if given["config"] else {}
-    if environment.get("SIM_MODEL"):
-        values["model"] = environment["SIM_MODEL"]
+    for variable, name in _ENVIRONMENT.items():
+        if environment.get(variable):
+            values[name] = _convert(name, environment[variable])
+    if given[_MAP_FORMAT] is not None:
+        values["kv_events_schema"] = _format(given[_MAP_FORMAT])
     for option in fields(SimOptions):
         if given[option.name] is not None:
             values[option.name] = _convert(option.name, given[option.name])
@@ -132,6 +249,8 @@ def from_file(path: Path) -> dict[str, Any]:
         name = str(key).replace("-", "_")
         if name in known:
             values[name] = _convert(name, value)
+        elif name == _MAP_FORMAT:
+            values.setdefault("kv_events_schema", _format(value))
         elif name not in ignored:
             raise ValueError(f"{path}: unknown key {key!r}")
     return values
@@ -150,7 +269,7 @@ def _convert(name: str, value: Any) -> Any:
         if kind == "json":
             return value if isinstance(value, str) else json.dumps(value)
         if isinstance(option.default, bool):
-            return str(value).lower() in ("true", "1", "yes")
+            return _truth(value)
         return (
             float(value)
             if isinstance(option.default, float)
@@ -160,6 +279,14 @@ def _convert(name: str, value: Any) -> Any:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--{name.replace('_', '-')} {value!r}: {error}") from error
+
+
+def _truth(value: Any) -> bool:
+    return str(value).lower() in ("true", "1", "yes")
+
+
+def _format(maps: Any) -> str:
+    return "0.32" if _truth(maps) else "0.15"
 
 
 def _words(value: Any) -> tuple[str, ...]:

@@ -1,25 +1,54 @@
-"""The HTTP interface of one simulated server."""
+"""The HTTP interface of one simulated server: routes, models, and what goes on between a request and its answer."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
 
 from epp_simulator import answers
+from epp_simulator.answers import AnswerFormat, Completion
+from epp_simulator.completions import ChatFormat, GenerateFormat, TextFormat
+from epp_simulator.embeddings import embeddings
 from epp_simulator.engine import Engine, Job, QueueFullError
 from epp_simulator.failures import injected
 from epp_simulator.fake_metrics import FakeMetrics
+from epp_simulator.messages_api import MessagesFormat, count
 from epp_simulator.metrics import ServerMetrics
 from epp_simulator.options import SimOptions
-from epp_simulator.tokens import chat_text, tokenize
+from epp_simulator.prompts import (
+    BadPromptError,
+    Prompt,
+    chat_prompt,
+    completion_prompt,
+    embedding_prompts,
+    generate_prompt,
+    messages_prompt,
+    responses_prompt,
+)
+from epp_simulator.publisher import EventPublisher
+from epp_simulator.rendering import rendered
+from epp_simulator.responses_api import ResponsesFormat
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PromptReader = Callable[[Mapping[str, Any]], Prompt]
+
+# Path -> prefix of request ids, prompt, answer.
+_APIS: dict[str, tuple[str, PromptReader, Callable[[Completion], AnswerFormat]]] = {
+    "/v1/chat/completions": ("chatcmpl-", chat_prompt, ChatFormat),
+    "/v1/completions": ("cmpl-", completion_prompt, TextFormat),
+    "/v1/responses": ("resp_", responses_prompt, ResponsesFormat),
+    "/v1/messages": ("chatcmpl-", messages_prompt, MessagesFormat),
+    "/inference/v1/generate": ("generate-tokens-", generate_prompt, GenerateFormat),
+}
+_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Answered with an error object instead of a completion."""
 
     def __init__(self, status: int, message: str, kind: str, param: str | None = None) -> None:
@@ -28,48 +57,44 @@ class Refused(Exception):
         self.body = answers.error(status, message, kind, param)
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """A parsed completion request. `kind` is `chat` or `text`."""
-
-    kind: str
-    identifier: str
-    model: str
-    job: Job
-    stream: bool
-    include_usage: bool
-    max_tokens: int | None
-
-
 class SimulatedServer:
-    """Routes, model names and state of one server. `index` makes its random choices its own."""
+    """One HTTP port with the engines behind it: its data-parallel ranks, counted from `first_rank`.
 
-    def __init__(self, options: SimOptions, index: int = 0) -> None:
+    `seed` makes its random choices its own. `publishers`: of the engines, when KV events are on.
+    """
+
+    def __init__(self, options: SimOptions, port: int, seed: int, *, first_rank: int = 0, ranks: int = 1) -> None:
         self.options = options
-        self.port = options.port + index
-        self.engine = Engine(options, options.seed * 1009 + index)
+        self.port = port
+        self.engines = [Engine(options, seed * 64 + rank, rank) for rank in range(first_rank, first_rank + ranks)]
+        self.publishers: list[EventPublisher] = []
         self.fakes = FakeMetrics(options.fakes, time.monotonic)
-        self.metrics = ServerMetrics(self.engine, self.fakes)
+        self.metrics = ServerMetrics(self.engines, self.fakes)
         self.requests = 0
-        self._loras = dict.fromkeys(options.lora_modules)
+        self.loras = {name: number for number, name in enumerate(options.lora_modules, start=1)}
         self._began = time.monotonic()
         self._ids = itertools.count(1)
 
     def app(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(client_max_size=self.options.max_request_body_size_mb << 20)
+        app = web.Application(
+            client_max_size=self.options.max_request_body_size_mb << 20, middlewares=[self._errors_as_json]
+        )
+        for path in _APIS:
+            app.router.add_post(path, self._complete)
+            if path.startswith("/v1/"):
+                app.router.add_post(path + "/render", self._render)
         app.add_routes(
             [
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/completions", self._text),
-                web.post("/v1/chat/completions/render", self._render_chat),
-                web.post("/v1/completions/render", self._render_text),
+                web.post("/v1/messages/count_tokens", self._count_tokens),
+                web.post("/v1/embeddings", self._embed),
                 web.post("/tokenize", self._tokenize),
                 web.get("/v1/models", self._models),
                 web.get("/health", self._health),
                 web.get("/health/ready", self._health),
                 web.get("/metrics", self._metrics),
                 web.get("/version", self._version),
+                web.get("/kv_event_sources", self._kv_event_sources),
                 web.post("/v1/load_lora_adapter", self._load_lora),
                 web.post("/v1/unload_lora_adapter", self._unload_lora),
                 web.post("/reset_prefix_cache", self._reset_prefix_cache),
@@ -78,156 +103,150 @@ class SimulatedServer:
         )
         return app
 
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "chat")
-
-    async def _text(self, request: web.Request) -> web.StreamResponse:
-        return await self._complete(request, "text")
-
-    async def _complete(self, request: web.Request, kind: str) -> web.StreamResponse:
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
-        failure = injected(self.options, self.engine.rng, request.headers.get("x-return-error"))
+        failure = injected(self.options, self.engines[0].rng, request.headers.get("x-return-error"))
         if failure is not None:
             return self._json(request, failure[1], failure[0])
-        try:
-            completion = self._parse(kind, await self._body(request), request.headers.get("x-request-id"))
-        except Refused as refused:
-            return self._json(request, refused.body, refused.status)
+        engine = self._engine(request)
+        _, _, make = _APIS[request.path]
+        completion = self._parse(request, await self._body(request), engine)
         outcome = "abort"
         try:
-            async with self.engine.seat(completion.job):
-                answer = await (self._stream if completion.stream else self._whole)(request, completion)
-                outcome = _reason(completion)
+            async with engine.seat(completion.job):
+                answer = await (self._stream if completion.stream else self._whole)(
+                    request, engine, completion.job, make(completion)
+                )
+                outcome = completion.reason
                 return answer
         except QueueFullError:
             outcome = "error"
-            body = answers.error(429, "The waiting queue is full, try again later", "TooManyRequests")
-            return self._json(request, body, 429)
+            raise RefusedError(429, "The waiting queue is full, try again later", "TooManyRequests") from None
         finally:
-            self.metrics.finished(completion.job, completion.max_tokens, outcome)
+            metrics = self.metrics.engines[self.engines.index(engine)]
+            metrics.finished(completion.job, completion.max_tokens, outcome)
 
-    async def _whole(self, request: web.Request, completion: Completion) -> web.StreamResponse:
-        job = completion.job
-        words = self.engine.words(job)
-        await self.engine.prefill(job)
-        while job.generated < job.output_tokens:
-            await self.engine.next_token(job)
-        text = "".join(words)
-        body = answers.whole(completion.kind, completion.identifier, completion.model, text, job, _reason(completion))
-        return self._json(request, body)
+    async def _whole(self, request: web.Request, engine: Engine, job: Job, answer: AnswerFormat) -> web.StreamResponse:
+        await engine.prefill(job)
+        while job.generated < len(job.answer):
+            await engine.next_token(job)
+        return self._json(request, answer.whole())
 
-    async def _stream(self, request: web.Request, completion: Completion) -> web.StreamResponse:
-        job, kind = completion.job, completion.kind
+    async def _stream(self, request: web.Request, engine: Engine, job: Job, answer: AnswerFormat) -> web.StreamResponse:
         response = web.StreamResponse(headers=self._headers(request))
         response.content_type = "text/event-stream"
         response.charset = "utf-8"
         await response.prepare(request)  # as vLLM: headers go out before the first token
-        created = int(time.time())
-
-        async def send(choices: list[dict[str, Any]], extra: dict[str, Any] | None = None) -> None:
-            event = answers.event(kind, completion.identifier, completion.model, created, choices) | (extra or {})
-            await response.write(b"data: " + json.dumps(event, separators=(",", ":")).encode() + b"\n\n")
-
-        words = self.engine.words(job)
-        await self.engine.prefill(job)
-        if kind == "chat":
-            await send([answers.opening()])
-        for position, word in enumerate(words):
+        for event in answer.opening():
+            await response.write(event)
+        await engine.prefill(job)
+        for position in range(len(job.answer)):
             if position:
-                await self.engine.next_token(job)
-            last = position == len(words) - 1
-            await send([answers.piece(kind, word, _reason(completion) if last else None)])
-        if completion.include_usage:
-            await send([], {"usage": answers.usage(job), "system_fingerprint": answers.FINGERPRINT})
-        await response.write(b"data: [DONE]\n\n")
+                await engine.next_token(job)
+            for event in answer.piece(position):
+                await response.write(event)
+        for event in answer.closing():
+            await response.write(event)
         await response.write_eof()
         return response
 
-    def _parse(self, kind: str, body: dict[str, Any], request_id: str | None) -> Completion:
-        model = str(body.get("model") or self.options.names[0])
-        if model not in self.options.names and model not in self._loras:
-            known = ", ".join((*self.options.names, *self._loras))
-            raise Refused(404, f"The model `{model}` does not exist. Valid aliases: {known}.", "NotFoundError", "model")
-        tokens, text = self._prompt(kind, body)
-        max_tokens = body.get("max_completion_tokens") or body.get("max_tokens")
-        room = self.options.max_model_len - len(tokens)
+    def _parse(self, request: web.Request, body: dict[str, Any], engine: Engine) -> Completion:
+        prefix, read, _ = _APIS[request.path]
+        model = self._model(body)
+        prompt = read(body)
+        sampling = body.get("sampling_params") or body
+        max_tokens = next((int(sampling[name]) for name in _LIMITS if sampling.get(name)), None)
+        limit = self.options.max_model_len
+        room = limit - len(prompt.tokens)
         if room <= 0 or (max_tokens or 0) > room:
-            limit = self.options.max_model_len
             message = f"This model's maximum context length is {limit} tokens, the request needs more."
-            raise Refused(400, message, "BadRequestError", "input_tokens")
-        length = self.engine.output_length(max_tokens, ignore_eos=bool(body.get("ignore_eos")))
+            raise RefusedError(400, message, "BadRequestError", "input_tokens")
+        length = engine.output_length(max_tokens, ignore_eos=bool(sampling.get("ignore_eos")))
         job = Job(
-            tokens=tokens,
-            output_tokens=max(1, min(length, room)),
-            lora=model if model in self._loras else "",
+            prompt=prompt,
+            answer=engine.answer(prompt, max(1, min(length, room))),
+            lora=model if model in self.loras else "",
             cache_salt=str(body.get("cache_salt") or ""),
-            prompt_text=text,
+            session=body.get("session_id") or request.headers.get("x-session-id"),
         )
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
+        streaming = body.get("stream_options") or {}
         return Completion(
-            kind=kind,
-            identifier=f"{prefix}-{request_id or f'{self.port}-{next(self._ids)}'}",
+            identifier=prefix + (request.headers.get("x-request-id") or body.get("request_id") or self._id()),
             model=model,
             job=job,
+            created=int(time.time()),
             stream=bool(body.get("stream")),
-            include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
             max_tokens=max_tokens,
+            usage_chunk=bool(streaming.get("include_usage")),
+            usage_always=bool(streaming.get("continuous_usage_stats")),
+            return_token_ids=bool(body.get("return_token_ids")),
         )
 
-    def _prompt(self, kind: str, body: dict[str, Any]) -> tuple[list[int], str]:
-        if kind == "chat":
-            messages = body.get("messages")
-            if not isinstance(messages, list) or not messages:
-                raise Refused(400, "1 validation error: body.messages is required", "Bad Request", "body.messages")
-            text = chat_text(messages)
-            return tokenize(text), str(messages[-1].get("content") or "")
-        prompt = body.get("prompt")
-        if not prompt:
-            raise Refused(400, "1 validation error: body.prompt is required", "Bad Request", "body.prompt")
-        if isinstance(prompt, list) and all(isinstance(token, int) for token in prompt):
-            return list(prompt), ""
-        text = prompt if isinstance(prompt, str) else "".join(map(str, prompt))
-        return tokenize(text), text
+    def _engine(self, request: web.Request) -> Engine:
+        """The rank that the client asks for, or the one with the least to do."""
+        asked = request.headers.get("x-data-parallel-rank")
+        if asked is None:
+            return min(self.engines, key=lambda engine: len(engine.running) + len(engine.waiting))
+        for engine in self.engines:
+            if asked == str(engine.rank):
+                return engine
+        ranks = f"[{self.engines[0].rank}, {self.engines[-1].rank + 1})"
+        raise RefusedError(400, f"data_parallel_rank {asked} is out of range {ranks}.", "BadRequestError")
+
+    def _model(self, body: Mapping[str, Any]) -> str:
+        model = str(body.get("model") or self.options.names[0])
+        if model not in self.options.names and model not in self.loras:
+            known = ", ".join((*self.options.names, *self.loras))
+            message = f"The model `{model}` does not exist. Valid aliases: {known}."
+            raise RefusedError(404, message, "NotFoundError", "model")
+        return model
 
     async def _body(self, request: web.Request) -> dict[str, Any]:
         try:
             body = json.loads(await request.read())
         except ValueError as error:
-            raise Refused(400, f"JSON decode error: {error}", "Bad Request") from error
+            raise RefusedError(400, f"JSON decode error: {error}", "Bad Request") from error
         if not isinstance(body, dict):
-            raise Refused(400, "the body must be a JSON object", "Bad Request")
+            raise RefusedError(400, "the body must be a JSON object", "Bad Request")
         return body
 
-    async def _rendered(self, request: web.Request, kind: str) -> web.Response:
+    @web.middleware
+    async def _errors_as_json(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            body = await self._body(request)
-            tokens, _ = self._prompt(kind, body)
-        except Refused as refused:
+            return await handler(request)
+        except RefusedError as refused:
             return self._json(request, refused.body, refused.status)
-        prefix = "chatcmpl" if kind == "chat" else "cmpl"
-        rendered = {
-            "request_id": f"{prefix}-{self.port}-{next(self._ids)}",
-            "token_ids": tokens,
-            "features": None,
-            "model": body.get("model") or self.options.names[0],
-            "cache_salt": body.get("cache_salt"),
-        }
-        return self._json(request, rendered if kind == "chat" else [rendered])
+        except BadPromptError as bad:
+            return self._json(request, answers.error(400, str(bad), "Bad Request", bad.field_name), 400)
 
-    async def _render_chat(self, request: web.Request) -> web.Response:
-        return await self._rendered(request, "chat")
-
-    async def _render_text(self, request: web.Request) -> web.Response:
-        return await self._rendered(request, "text")
+    async def _render(self, request: web.Request) -> web.Response:
+        path = request.path.removesuffix("/render")
+        prefix, read, _ = _APIS[path]
+        body = await self._body(request)
+        answer = rendered(prefix + self._id(), self._model(body), body, read(body))
+        return self._json(request, [answer] if path == "/v1/completions" else answer)
 
     async def _tokenize(self, request: web.Request) -> web.Response:
-        try:
-            body = await self._body(request)
-            tokens, _ = self._prompt("chat" if "messages" in body else "text", body)
-        except Refused as refused:
-            return self._json(request, refused.body, refused.status)
+        body = await self._body(request)
+        tokens = (chat_prompt if "messages" in body else completion_prompt)(body).tokens
         answer = {"count": len(tokens), "max_model_len": self.options.max_model_len, "tokens": tokens}
         return self._json(request, answer | {"token_strs": None})
+
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        self._model(body)
+        return self._json(request, count(len(messages_prompt(body).tokens)))
+
+    async def _embed(self, request: web.Request) -> web.Response:
+        body = await self._body(request)
+        model = self._model(body)
+        prompts = embedding_prompts(body)
+        dimensions = int(body.get("dimensions") or self.options.default_embedding_dimensions)
+        if not 1 <= dimensions <= 65_536:
+            raise RefusedError(400, f"dimensions {dimensions}: use 1 to 65536", "BadRequestError", "dimensions")
+        encoding = str(body.get("encoding_format") or "float")
+        identifier = "embd-" + (request.headers.get("x-request-id") or self._id())
+        return self._json(request, embeddings(identifier, model, int(time.time()), prompts, dimensions, encoding))
 
     async def _models(self, request: web.Request) -> web.Response:
         created = int(time.time())
@@ -242,7 +261,7 @@ class SimulatedServer:
                 "parent": None if name in self.options.names else base,
                 "max_model_len": self.options.max_model_len,
             }
-            for name in (*self.options.names, *self._loras)
+            for name in (*self.options.names, *self.loras)
         ]
         return self._json(request, {"object": "list", "data": data})
 
@@ -256,40 +275,43 @@ class SimulatedServer:
     async def _version(self, request: web.Request) -> web.Response:
         return self._json(request, {"version": "0.32.0"})
 
+    async def _kv_event_sources(self, request: web.Request) -> web.Response:
+        ranks = zip(self.engines, self.publishers, strict=False)
+        return self._json(request, {str(engine.rank): publisher.config.told() for engine, publisher in ranks})
+
     async def _load_lora(self, request: web.Request) -> web.Response:
         name = str((await self._body(request)).get("lora_name") or "")
         if not name:
             return self._json(request, answers.error(400, "lora_name is required", "BadRequestError"), 400)
-        self._loras[name] = None
+        self.loras.setdefault(name, max(self.loras.values(), default=0) + 1)
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload_lora(self, request: web.Request) -> web.Response:
         name = str((await self._body(request)).get("lora_name") or "")
-        if name not in self._loras:
+        if name not in self.loras:
             message = f"The lora adapter '{name}' cannot be found."
             return self._json(request, answers.error(404, message, "NotFoundError"), 404)
-        del self._loras[name]
+        del self.loras[name]
         return web.Response(text=f"Success: LoRA adapter '{name}' removed successfully.")
 
     async def _reset_prefix_cache(self, request: web.Request) -> web.Response:
-        self.engine.cache.clear()
-        return web.Response()
+        # Told with the events of the next step, as vLLM does.
+        done = [engine.cache.clear() for engine in self.engines]
+        return self._json(request, {"success": all(done)})
 
     async def _set_fakes(self, request: web.Request) -> web.Response:
         self.fakes.values = await self._body(request)
         return web.Response()
 
+    def _id(self) -> str:
+        return f"{self.port}-{next(self._ids)}"
+
     def _headers(self, request: web.Request) -> dict[str, str]:
         headers = {"x-inference-port": str(self.port)}
         if self.options.enable_request_id_headers:
-            headers["x-request-id"] = request.headers.get("x-request-id") or f"{self.port}-{next(self._ids)}"
+            headers["x-request-id"] = request.headers.get("x-request-id") or self._id()
         return headers
 
     def _json(self, request: web.Request, body: Any, status: int = 200) -> web.Response:
-        text = json.dumps(body, separators=(",", ":"))
+        text = answers.compact(body)
         return web.Response(text=text, status=status, content_type="application/json", headers=self._headers(request))
-
-
-def _reason(completion: Completion) -> str:
-    reached = completion.max_tokens is not None and completion.job.output_tokens >= completion.max_tokens
-    return "length" if reached else "stop"

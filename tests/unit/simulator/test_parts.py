@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from epp_simulator.block_hash import BlockChain
 from epp_simulator.fake_metrics import FakeMetrics
 from epp_simulator.kv_cache import KVCache
 from epp_simulator.latency import LatencyModel
@@ -38,7 +39,7 @@ def test_cache_never_exceeds_its_size_by_more_than_what_runs(requests: list[tupl
     cache = KVCache(16, 8)
     leases = []
     for seed, length in requests:
-        leases.append(cache.begin([seed] * length, "m"))
+        leases.append(cache.begin(BlockChain([seed] * length)))
         if len(leases) > 2:
             cache.end(leases.pop(0))
     for lease in leases:
@@ -50,10 +51,11 @@ def test_cache_never_exceeds_its_size_by_more_than_what_runs(requests: list[tupl
 def test_cached_prefix_is_shared_per_adapter_and_salt() -> None:
     cache = KVCache(64, 8)
     tokens = list(range(40))
-    cache.end(cache.begin(tokens, "a"))
-    assert cache.begin(tokens, "a").cached_tokens == 32  # the last token is always computed
-    assert cache.begin(tokens[:24] + [999] * 16, "a").cached_tokens == 24
-    assert cache.begin(tokens, "b").cached_tokens == 0
+    cache.end(cache.begin(BlockChain(tokens)))
+    assert cache.begin(BlockChain(tokens)).cached_tokens == 32  # the last token is always computed
+    assert cache.begin(BlockChain(tokens[:24] + [999] * 16)).cached_tokens == 24
+    assert cache.begin(BlockChain(tokens, lora="b")).cached_tokens == 0
+    assert cache.begin(BlockChain(tokens, cache_salt="s")).cached_tokens == 0
 
 
 @given(st.text(max_size=200), st.text(max_size=50))

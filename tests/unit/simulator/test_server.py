@@ -105,7 +105,7 @@ async def test_full_queue_is_429_and_seats_are_given_in_order(session: aiohttp.C
 
 async def test_a_client_that_goes_away_frees_its_seat_and_blocks(session: aiohttp.ClientSession) -> None:
     async with Fleet(options(max_num_seqs=1, inter_token_latency=0.02)) as fleet:
-        engine = fleet.servers[0].engine
+        engine = fleet.servers[0].engines[0]
         body = CHAT | {"stream": True, "max_tokens": 500, "ignore_eos": True}
         answer = await session.post(url(fleet, "/v1/chat/completions"), json=body)
         await answer.content.readline()
