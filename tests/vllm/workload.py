@@ -29,7 +29,10 @@ ANSWER_TOKENS = 12
 
 @dataclass(slots=True)
 class Asked:
-    """One request. `cached` None: it failed. Times of `time.monotonic`."""
+    """One request. `cached` None: it failed. Times of `time.monotonic`.
+
+    `id` is the request id that the gateway made (an edge does not believe the client's), as the server repeats it.
+    """
 
     id: str
     session: int
@@ -140,6 +143,7 @@ async def _turn(client: aiohttp.ClientSession, url: str, session: Session, name:
             asked.status = answer.status
             said = await answer.json(content_type=None)
             if answer.status == 200:
+                asked.id = said["id"].partition("-")[2]
                 usage = said["usage"]
                 asked.prompt_tokens = usage["prompt_tokens"]
                 asked.cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
