@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from typing import Any, Protocol
 
 from epp.api.endpoints import Endpoints
-from epp.api.errors import ResourceExhausted
+from epp.api.errors import ResourceExhausted, ServiceUnavailable
 from epp.api.plugin import SaturationDetector
 from epp.api.request import InferenceRequest
 
@@ -31,3 +31,10 @@ class SheddableAdmission:
     def admit(self, request: InferenceRequest, endpoints: Endpoints) -> None:
         if request.priority < 0 and self._detector.saturation(endpoints) >= 1.0:
             raise ResourceExhausted("system saturated, sheddable request dropped", reason="rejected-saturated")
+
+
+class StandbyAdmission:
+    """Another replica is the leader: whoever asks here all the same is told so, and may ask again."""
+
+    def admit(self, request: InferenceRequest, endpoints: Endpoints) -> None:
+        raise ServiceUnavailable("this picker is on standby: another replica is the leader", reason="rejected-standby")

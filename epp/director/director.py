@@ -87,7 +87,7 @@ class Director:
         self.table = table
         self.parsers = parsers
         self._scheduler = scheduler
-        self._admission = admission
+        self.admission = admission
         self._recorder = recorder
         self._clock = clock
         self._settings = settings
@@ -229,7 +229,7 @@ class Director:
         for guarded in self._on_request:
             guarded.run(request)
 
-        admitted = self._admission.admit(request, self.table.all(self._clock()))
+        admitted = self.admission.admit(request, self.table.all(self._clock()))
         if admitted is not None:
             yield admitted
         endpoints = candidates(self.table, request.subset, self._clock())

@@ -14,7 +14,7 @@ from epp.api.endpoints import EndpointTable
 from epp.api.plugin import Clock, Plugin
 from epp.datalayer.cadence import CollectorSettings
 from epp.datalayer.collector import Collector, SourceBinding
-from epp.director.admission import SheddableAdmission
+from epp.director.admission import Admission, SheddableAdmission, StandbyAdmission
 from epp.director.director import DecisionObserver, Director, DirectorSettings
 from epp.director.parsing import ParserTable
 from epp.director.recording import Recorder
@@ -48,6 +48,7 @@ class Pool:
         self.name = name
         self.assembly = assembly
         self.table = table
+        self._admission: Admission = SheddableAdmission(assembly.saturation_detector)
         self.director = Director(
             table=table,
             parsers=ParserTable(assembly.parsers),
@@ -55,7 +56,7 @@ class Pool:
             producers=assembly.plugins.producers,
             admitters=assembly.admitters,
             plugins=list(assembly.plugins.by_name.values()),
-            admission=SheddableAdmission(assembly.saturation_detector),
+            admission=self._admission,
             recorder=recorder,
             timings=timings,
             clock=clock,
@@ -74,6 +75,10 @@ class Pool:
     def plugins(self) -> dict[str, Plugin[Any]]:
         """All plugins by name."""
         return self.assembly.plugins.by_name
+
+    def stand_by(self, waiting: bool) -> None:
+        """Refuse all requests, or take them again. Everything else goes on: a pool on standby stays warm."""
+        self.director.admission = StandbyAdmission() if waiting else self._admission
 
     async def start(self) -> None:
         """Start the collector and every plugin; when one fails, stop those before it and raise its error."""
