@@ -8,7 +8,7 @@ of the middle of the queue.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -46,9 +46,9 @@ class BlockPool:
         return self.size - len(self._free) + self._spares
 
     @property
-    def cached(self) -> int:
-        """Different contents that can be hit."""
-        return len(self._cached)
+    def digests(self) -> Collection[bytes]:
+        """The contents that can be hit."""
+        return self._cached.keys()
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._cached

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from epp_simulator.block_hash import BlockChain, BlockHasher
 from epp_simulator.block_pool import Block, BlockPool
-from epp_simulator.kv_events import CPU, Cleared, Event, Group, Removed, Stored
+from epp_simulator.kv_events import CPU, GPU, Cleared, Event, Group, Removed, Stored
 
 
 @dataclass(slots=True)
@@ -61,20 +61,12 @@ class KVCache:
         """Share of blocks that running requests hold, 0 to 1 (what vLLM reports: unused cached blocks are free)."""
         return min(1.0, self._pool.used / self._pool.size)
 
-    @property
-    def idle(self) -> bool:
-        """No request holds a block."""
-        return self._pool.used == 0
-
     def __len__(self) -> int:
-        return self._pool.cached
+        return len(self._pool.digests)
 
-    def __contains__(self, digest: bytes) -> bool:
-        return digest in self._pool
-
-    def holds_on_cpu(self, digest: bytes) -> bool:
-        """The block is in the CPU tier."""
-        return digest in self._cpu
+    def digests(self, medium: str = GPU) -> set[bytes]:
+        """What a tier holds."""
+        return set(self._cpu if medium == CPU else self._pool.digests)
 
     def has_room(self, chain: BlockChain) -> bool:
         """The blocks that a request needs are free."""
