@@ -21,18 +21,9 @@ from epp.api import BadRequest, MediaFeature, Payload
 from epp_plugins.parsers.json_body import count_of, decode, salt_of, text_of
 from epp_plugins.parsers.openai_answers import OpenAIAnswers
 from epp_plugins.parsers.token_ids import TokenId
+from epp_plugins.parsers.vllm_features import Features, ordered_features
 
 GENERATE = "generate"
-
-
-class _Placeholder(msgspec.Struct):
-    offset: int
-    length: int
-
-
-class _Features(msgspec.Struct):
-    mm_hashes: dict[str, list[str | None] | None] | None = None
-    mm_placeholders: dict[str, list[_Placeholder] | None] | None = None
 
 
 class _Fields(msgspec.Struct):
@@ -41,7 +32,7 @@ class _Fields(msgspec.Struct):
     cache_salt: Any = None
     sampling_params: Any = None
     token_ids: list[TokenId] | None = None
-    features: _Features | None = None
+    features: Features | None = None
 
 
 _FIELDS = msgspec.json.Decoder(_Fields)
@@ -69,18 +60,7 @@ class GeneratePayload(Payload):
         return (self._ids,)
 
     def media_features(self) -> tuple[MediaFeature, ...]:
-        """Ordered by offset; a hash without a place, or a place outside the prompt, is left out."""
-        features = self._features
-        if features is None:
-            return ()
-        hashes, places = features.mm_hashes or {}, features.mm_placeholders or {}
-        found = [
-            MediaFeature(modality, name, place.offset, place.length)
-            for modality, names in hashes.items()
-            for name, place in zip(names or (), places.get(modality) or (), strict=False)
-            if name and place.offset >= 0 and place.length > 0 and place.offset + place.length <= len(self._ids)
-        ]
-        return tuple(sorted(found, key=lambda feature: feature.offset))
+        return () if self._features is None else ordered_features(self._features, len(self._ids))
 
     def release(self) -> None:
         self._ids = []

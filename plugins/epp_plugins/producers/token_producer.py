@@ -1,64 +1,82 @@
 """`token-producer`: the prompt as token ids, for prefix caches, context lengths and load in tokens.
 
-What it does: sets `request.prompt`. Token ids that the client sent pass through. Text is not tokenised but estimated:
-its UTF-8 bytes, four to an id, so a block of N ids covers 4 N bytes of text. The ids never match those of a model, so
-the estimate serves consumers that compare prompts with each other, not those that compare with a server's KV blocks.
-An image, video or audio clip becomes a run of one id made from its hash, as long as its estimated number of tokens.
+What it does: sets `request.prompt`. Token ids that the client sent pass through. Text becomes ids by one of three
+backends: `estimate` counts four bytes of UTF-8 to an id and makes no attempt at those of the model; `vllm` asks a vLLM
+render server; `local` tokenizes here, with the model's own `tokenizer.json` and chat template. The last two give the
+ids that the model servers see, which a precise prefix cache needs.
 
-When to use: it is created by itself when a plugin needs the prompt. Configure it to tune how media are counted.
+When to use: it is created by itself, with `estimate`, when a plugin needs the prompt. Configure it to tune how media
+are counted, or to get exact ids; see `docs/tokenization.md` for what each backend costs.
 
-Parameters: `estimate` (`image`, `video`; see `media_estimate.py`). `modelName` beside `estimate` is accepted and not
-used. `vllm` and `udsTokenizerConfig`, and `modelName` alone, ask for exact tokens, which this version cannot make:
-they are refused at start.
+Parameters: `estimate` (`image`, `video`; see `media_estimate.py`), the default. `vllm`, or `modelName` alone, chooses
+the render server; `modelName` is the name it knows the model by. `local` is ours. `estimate` beside `vllm` or `local`
+tunes what takes their place. `udsTokenizerConfig` is refused at start.
 
-Metrics: none of its own. Failure behaviour: a request without readable text gets no prompt; a request with token ids
-that are not 32-bit numbers is refused with 400.
+Metrics, with an exact backend: `tokenizer_prompts_total{source}`, `tokenizer_errors_total{reason}`,
+`tokenizer_degraded`, `tokenizer_cache_bytes`, `tokenizer_pending_requests`, `tokenizer_duration_seconds`.
+
+Failure behaviour: a request without readable text gets no prompt; one with token ids that are not 32-bit numbers is
+refused with 400. An exact backend never refuses nor delays a request beyond its budget: over budget, failing,
+overloaded, or asked for what it cannot render, its ids are estimated, counted, and logged once a minute. A backend that
+keeps failing is left alone for a while. Until it has worked once the plugin is not ready, for two minutes at most.
 """
 
 from __future__ import annotations
 
-import array
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import time
+from collections.abc import Awaitable, Sequence
+from typing import Annotated, Any
 
-import xxhash
+from msgspec import Meta
 
 from epp.api import (
     TOKENIZED_PROMPT,
     DataKey,
     Endpoints,
     InferenceRequest,
-    MediaFeature,
-    MediaPart,
     Params,
+    PluginContext,
     Producer,
     Prompt,
-    TextPart,
 )
-from epp_plugins.producers.media_estimate import EstimateParams, media_tokens
+from epp.datalayer.durations import seconds
+from epp_plugins.producers.media_estimate import EstimateParams
+from epp_plugins.tokenization.backend import Backend
+from epp_plugins.tokenization.estimate import PromptPacker
+from epp_plugins.tokenization.exact import ExactPrompts
+from epp_plugins.tokenization.params import LocalParams, VLLMParams
+from epp_plugins.tokenization.tokenized import Tokenized, pack_ids
 
-MAX_MEDIA_TOKENS = 1 << 20
-"""Tokens all media of a request may stand for; each one beyond counts 1. Bounds the memory of a hostile request."""
+_GRACE = 0.5
+"""Seconds on top of the budget until the director gives up: the budget is kept here, where an estimate follows."""
 
 
 class TokenProducerParams(Params, frozen=True):
-    """`estimate` is the only backend so far, and the default."""
+    """At most one of `vllm` and `local`; neither, and no `modelName` alone: `estimate`."""
 
-    model_name: str = ""
+    model_name: Annotated[str, Meta(description="the model's name on the render server")] = ""
     estimate: EstimateParams | None = None
-    vllm: dict[str, Any] | None = None
-    uds_tokenizer_config: dict[str, Any] | None = None
+    vllm: VLLMParams | None = None
+    local: LocalParams | None = None
+    uds_tokenizer_config: Annotated[dict[str, Any], Meta(description="refused: use vllm or local")] | None = None
 
     def __post_init__(self) -> None:
-        if self.vllm is not None:
-            raise ValueError(_refusal("the backend `vllm`", "remove `vllm` and set `estimate: {}`"))
         if self.uds_tokenizer_config is not None:
-            raise ValueError(_refusal("the backend `udsTokenizerConfig`", "remove it and set `estimate: {}`"))
-        if self.model_name and self.estimate is None:
             raise ValueError(
-                _refusal("`modelName` alone selects the backend `vllm`, which", "set `estimate: {}` beside it")
+                "udsTokenizerConfig is not supported: replace the tokenizer sidecar by a render server "
+                "(`vllm: {url: http://…}`), or by the model's files (`local: {tokenizerPath: …}`)"
             )
+        if self.vllm is not None and self.local is not None:
+            raise ValueError("vllm and local exclude each other: keep one")
+        if self.vllm is not None and not self.model_name:
+            raise ValueError("vllm needs modelName: the name the render server knows the model by")
+
+    @property
+    def renderer(self) -> VLLMParams | None:
+        """The render server; `modelName` alone chooses the one on this host."""
+        if self.vllm is None and self.model_name and self.estimate is None and self.local is None:
+            return VLLMParams()
+        return self.vllm
 
 
 class TokenProducer(Producer[TokenProducerParams]):
@@ -68,71 +86,75 @@ class TokenProducer(Producer[TokenProducerParams]):
     stability = "stable"
     Params = TokenProducerParams
 
+    def __init__(self, params: TokenProducerParams, context: PluginContext) -> None:
+        super().__init__(params, context)
+        self._estimate = params.estimate or EstimateParams()
+        self._exact: ExactPrompts | None = None
+        if (vllm := params.renderer) is not None:
+            from epp_plugins.tokenization.vllm_render import VLLMRenderBackend
+
+            self._use(VLLMRenderBackend(vllm, params.model_name), vllm)
+        elif (local := params.local) is not None:
+            from epp_plugins.tokenization.local import LocalBackend
+
+            self._use(LocalBackend(local, context.settings.get("wall_clock", time.time)), local)
+
+    def _use(self, backend: Backend, params: VLLMParams | LocalParams) -> None:
+        budget = seconds(params.budget) or 0.0
+        self.timeout = budget + _GRACE
+        self._exact = ExactPrompts(backend, self.context, self.type, budget=budget, cache_bytes=params.cache_bytes)
+
     @property
     def produces(self) -> Sequence[DataKey]:
         return (DataKey(TOKENIZED_PROMPT, self.name),)
 
-    def produce(self, request: InferenceRequest, endpoints: Endpoints) -> None:
+    async def start(self) -> None:
+        if self._exact is not None:
+            await self._exact.start()
+
+    async def stop(self) -> None:
+        if self._exact is not None:
+            await self._exact.stop()
+
+    def ready(self) -> bool:
+        return self._exact is None or self._exact.settled
+
+    def dump_state(self) -> Any:
+        return None if self._exact is None else self._exact.state()
+
+    def produce(self, request: InferenceRequest, endpoints: Endpoints) -> Awaitable[None] | None:
         """Nothing for opaque payloads, nor when another producer has set the prompt."""
         if request.prompt is not None:
-            return
+            return None
         payload = request.payload
         ids = payload.token_ids()
+        exact = self._exact
         if ids is not None:
             request.prompt = Prompt(
                 tuple([pack_ids(prompt) for prompt in ids]), estimated=False, features=payload.media_features()
             )
-            return
-        packer = PromptPacker(self.params.estimate or EstimateParams(), request.headers)
-        data = tuple([packer.pack(parts) for parts in payload.parts()])
+            if exact is not None:
+                exact.metrics.prompt("request")
+            return None
+        if exact is not None:
+            found = exact.tokenize(request)
+            if isinstance(found, Tokenized):
+                request.prompt = Prompt(found.data, estimated=False, features=found.features)
+                return None
+            if found is not None:
+                return self._wait(request, found)
+        self._pack(request)
+        return None
+
+    async def _wait(self, request: InferenceRequest, tokenizing: Awaitable[Tokenized | None]) -> None:
+        found = await tokenizing
+        if found is not None:
+            request.prompt = Prompt(found.data, estimated=False, features=found.features)
+        else:
+            self._pack(request)
+
+    def _pack(self, request: InferenceRequest) -> None:
+        packer = PromptPacker(self._estimate, request.headers)
+        data = tuple([packer.pack(parts) for parts in request.payload.parts()])
         if data:
             request.prompt = Prompt(data, estimated=True, features=tuple(packer.features))
-
-
-def pack_ids(ids: list[int]) -> bytes:
-    """Ids as little-endian uint32. OverflowError for what does not fit; parsers let none through."""
-    packed = array.array("I", ids)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return packed.tobytes()
-
-
-class PromptPacker:
-    """Turns the prompts of one request into estimated ids and gathers the `features` of their media."""
-
-    def __init__(self, estimate: EstimateParams, headers: Mapping[str, str]) -> None:
-        self.features: list[MediaFeature] = []
-        self._estimate = estimate
-        self._headers = headers
-        self._prompts = 0
-        self._media_tokens = 0
-
-    def pack(self, parts: Iterable[TextPart | MediaPart]) -> bytes:
-        """The text of one prompt with its media on whole ids, padded with zeros to a multiple of 4 bytes."""
-        pieces: list[bytes] = []
-        size = 0
-        for part in parts:
-            if isinstance(part, str):
-                piece = part.encode("utf-8", "surrogatepass")
-            else:
-                padding = bytes(-size & 3)
-                pieces.append(padding)
-                size += len(padding)
-                piece = self._media(part, size >> 2)
-            pieces.append(piece)
-            size += len(piece)
-        pieces.append(bytes(-size & 3))
-        self._prompts += 1
-        return b"".join(pieces)
-
-    def _media(self, part: MediaPart, offset: int) -> bytes:
-        spent = self._media_tokens >= MAX_MEDIA_TOKENS
-        tokens = 1 if spent else media_tokens(part, self._estimate, self._headers)
-        self._media_tokens += tokens
-        digest = xxhash.xxh64_intdigest(part.content.encode("utf-8", "surrogatepass"))
-        self.features.append(MediaFeature(part.modality, f"{digest:x}", offset, tokens, self._prompts))
-        return (digest & 0xFFFF_FFFF).to_bytes(4, "little") * tokens
-
-
-def _refusal(what: str, fix: str) -> str:
-    return f"{what} is not available in this version: {fix} to estimate tokens from the text"

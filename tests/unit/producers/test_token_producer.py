@@ -25,8 +25,9 @@ from epp.api import (
 )
 from epp_plugins.parsers.openai import OpenAIParser
 from epp_plugins.parsers.vllmhttp import VLLMHTTPParser
-from epp_plugins.producers import token_producer
-from epp_plugins.producers.token_producer import TokenProducer, pack_ids
+from epp_plugins.producers.token_producer import TokenProducer
+from epp_plugins.tokenization import estimate
+from epp_plugins.tokenization.tokenized import pack_ids
 
 TABLE = EndpointTable()
 
@@ -243,7 +244,7 @@ def test_audio_counts_by_its_length() -> None:
 
 
 def test_media_of_one_request_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_producer, "MAX_MEDIA_TOKENS", 300)
+    monkeypatch.setattr(estimate, "MAX_MEDIA_TOKENS", 300)
     images: list[TextPart | MediaPart] = [MediaPart("image", str(n)) for n in range(4)]
     prompt = produced(_Parts(images)).prompt
     assert prompt is not None
@@ -253,10 +254,14 @@ def test_media_of_one_request_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("params", "reason"),
     [
-        ({"vllm": {"url": "http://render:8000"}}, "the backend `vllm` is not available in this version"),
-        ({"vllm": {}, "estimate": {}}, "the backend `vllm` is not available"),
-        ({"udsTokenizerConfig": {"socketFile": "/s"}}, "the backend `udsTokenizerConfig` is not available"),
-        ({"modelName": "m"}, "`modelName` alone selects the backend `vllm`, which is not available"),
+        ({"vllm": {"url": "http://render:8000"}}, "vllm needs modelName"),
+        ({"vllm": {"url": "https://render"}, "modelName": "m"}, "no plain HTTP address"),
+        ({"vllm": {"url": "http://a", "http": "http://b"}, "modelName": "m"}, "keep url"),
+        ({"vllm": {"budget": 0}, "modelName": "m"}, "budget: must be above 0"),
+        ({"vllm": {}, "local": {"tokenizerPath": "/t"}, "modelName": "m"}, "exclude each other"),
+        ({"local": {}}, "missing required field `tokenizerPath`"),
+        ({"local": {"tokenizerPath": ""}}, "length >= 1"),
+        ({"udsTokenizerConfig": {"socketFile": "/s"}}, "udsTokenizerConfig is not supported: replace the tokenizer"),
         ({"estimate": {"image": {"mode": "guess"}}}, r"Invalid enum value 'guess' - at `\$.estimate.image.mode`"),
         ({"estimate": {"audio": {}}}, "unknown field `audio`"),
         ({"modelname": "m"}, "unknown field `modelname`"),
