@@ -133,7 +133,11 @@ def configuration(kind: str, servers: list[VllmServer]) -> str:
             plugins += [{"type": precise, "parameters": {"kvEventsConfig": events, "tokenProcessorConfig": tokens}}]
         plugins += [{"type": name, "parameters": parameters.get(name, {})} for name in scorers]
         refs += [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()]
+    # Tells which names are adapters before their first request does.
+    plugins += [{"type": "models-data-source"}, {"type": "models-data-extractor"}]
+    extractors = [{"pluginRef": "models-data-extractor"}]
     document = {
+        "dataLayer": {"sources": [{"pluginRef": "models-data-source", "extractors": extractors}]},
         "apiVersion": "llm-d.ai/v1alpha1",
         "kind": "EndpointPickerConfig",
         "plugins": plugins,
