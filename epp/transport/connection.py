@@ -25,6 +25,11 @@ from epp.transport.stream import Cancellable, ServerStream
 log = logging.getLogger(__name__)
 
 _NOBODY: Final[dict[int, ServerStream]] = {}
+_UNANSWERED_SECONDS: Final = 5.0
+"""How long to wait for the answer to the PING of a drain: a peer short of CPU may need long."""
+_SETTLE_SECONDS: Final = 0.5
+"""How long to wait after that answer. Peers answer PINGs before all else: grpcio and nghttp2 write the answer ahead of
+HEADERS of streams that they opened before they read our GOAWAY."""
 
 
 class Connection:
@@ -51,7 +56,9 @@ class Connection:
         self._limits = limits
         self._stats = stats
         self._rest = b""
+        self._call_later = call_later
         self._draining = False
+        self._seal_timer: Cancellable | None = None
         self._low_credit = limits.connection_window // 2
         self._any_frame_fits = limits.message >= limits.frame_size
         self.outbox = outbox = Outbox(limits=limits, stats=stats, wake=wake)
@@ -143,11 +150,12 @@ class Connection:
     def drain(self) -> None:
         """Ask the peer to open no more streams. What it opened before it heard that is served; then `over` is true.
 
-        First a GOAWAY that excludes nothing, and a PING: all that was sent before the peer heard of it comes before
-        the answer. Then, or when `seal` is called because no answer came, the GOAWAY that names the last stream.
+        First a GOAWAY that excludes nothing, and a PING. When the answer has come, and what was written with it (or
+        no answer comes, or `seal` is called), the GOAWAY that names the last stream.
         """
         if not self._draining and not self.dead:
             self._draining = True
+            self._seal_later(_UNANSWERED_SECONDS)
             self.outbox.frames += (frames.goaway(MAX_WINDOW, ErrorCode.NO_ERROR), frames.ping(DRAIN_PING))
             self.outbox.wake()
 
@@ -155,6 +163,7 @@ class Connection:
         """The second step of `drain`: later streams are refused."""
         if not self._calls.refusing and not self.dead:
             self._draining = True
+            self._forget_seal()
             self._calls.refusing = True
             self.outbox.frames.append(frames.goaway(self._calls.last_id, ErrorCode.NO_ERROR))
             self.outbox.wake()
@@ -169,6 +178,7 @@ class Connection:
         """The connection is gone: every open stream hears of it."""
         self.dead = True
         self._rest = b""
+        self._forget_seal()
         self.outbox.ready.clear()
         self.outbox.say_farewell()
         self._calls.lost(reason)
@@ -273,8 +283,17 @@ class Connection:
     # Ends.
 
     def _drain_answered(self) -> None:
-        if self._draining:
-            self.seal()
+        if self._seal_timer is not None:
+            self._seal_later(_SETTLE_SECONDS)
+
+    def _seal_later(self, seconds: float) -> None:
+        self._forget_seal()
+        self._seal_timer = self._call_later(seconds, self.seal)
+
+    def _forget_seal(self) -> None:
+        timer, self._seal_timer = self._seal_timer, None
+        if timer is not None:
+            timer.cancel()
 
     def _reset(self, stream_id: int, fault: StreamFault) -> None:
         self._stats.fault(fault.code.name)

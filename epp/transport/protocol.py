@@ -22,8 +22,10 @@ _SOCKET_BUFFER: Final = 1 << 18
 """Bytes waiting for the kernel above which nothing more is produced: small beside what other streams must wait for."""
 _LINGER_SECONDS: Final = 1.0
 """How long a peer that we sent away may take to read why; closing at once could make its kernel drop our last words."""
-_SEAL_SECONDS: Final = 1.0
-"""How long to wait for the answer to the PING of a drain."""
+_NEWCOMER_SECONDS: Final = 1.0
+"""How long a connection is served before a drain asks the peer to go. A client that reads GOAWAY together with our
+SETTINGS has had no chance to use the connection: grpcio's counts it as a failed attempt and waits a second and more
+before the next, and can stop trying altogether."""
 _HTTP_1: Final = (
     b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 53\r\n\r\n"
     b"This port speaks gRPC: HTTP/2 with prior knowledge.\r\n"
@@ -42,6 +44,7 @@ class SocketProtocol(asyncio.Protocol):
         self._tls = tls
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None  # for the handshake, then for a stalled peer, then for the end
+        self._since = 0.0  # when the peer could begin to use the connection
         self._closing = False
         self.connection: Connection | None = None
 
@@ -53,6 +56,7 @@ class SocketProtocol(asyncio.Protocol):
         transport.set_write_buffer_limits(high=_SOCKET_BUFFER)
         server = self._server
         loop = server.loop
+        self._since = loop.time()
         _keep_alive(transport.get_extra_info("socket"))
         self.connection = Connection(
             self._handlers,
@@ -117,10 +121,15 @@ class SocketProtocol(asyncio.Protocol):
     # What the server calls.
 
     def drain(self) -> None:
-        """Ask the peer for no more streams; the socket closes after the last one."""
-        if self.connection is not None:
+        """Ask the peer for no more streams, once it had the time to open some; the socket closes after the last one."""
+        if self.connection is None:
+            return
+        loop = self._server.loop
+        early = self._since + _NEWCOMER_SECONDS - loop.time()
+        if early > 0:
+            loop.call_later(early, self.drain)
+        else:
             self.connection.drain()
-            self._server.loop.call_later(_SEAL_SECONDS, self._seal)
 
     def terminate(self) -> None:
         """End at once: open calls are told so."""
@@ -152,6 +161,7 @@ class SocketProtocol(asyncio.Protocol):
         connection.receive(data)
         if connection.greeted:
             self._set_timer(None)
+            self._since = self._server.loop.time()
             if self._server.draining:
                 self.drain()
 
@@ -211,10 +221,6 @@ class SocketProtocol(asyncio.Protocol):
         with contextlib.suppress(OSError):  # the peer may be gone already
             transport.write_eof()
         self._set_timer(self._server.loop.call_later(_LINGER_SECONDS, transport.abort))
-
-    def _seal(self) -> None:
-        if self.connection is not None:
-            self.connection.seal()
 
     def _give_up(self, limit: str) -> None:
         self._server.stats.hit(limit)

@@ -183,27 +183,49 @@ def test_drain_in_two_steps(peer: Any) -> None:
     assert goaway.payload == WORD.pack(2**31 - 1) + bytes(4)
     crossing = peer.open()  # sent before the peer heard of it
     peer.frame(f.PING, f.ACK, 0, ping.payload)
+    behind = peer.open()  # opened before that too, but written after the answer, as grpcio does
+    peer.frame(f.PING, f.ACK, 0, ping.payload)
+    assert peer.take() == []
+    *gone, timer = peer.timers
+    assert all(each.cancelled for each in gone)
+    timer.ring()
     (goaway,) = peer.take()
-    assert goaway.payload == WORD.pack(crossing) + bytes(4)
+    assert goaway.payload == WORD.pack(behind) + bytes(4)
     late = peer.open()
     (reset,) = peer.take()
     assert (reset.stream_id, reset.code) == (late, "REFUSED_STREAM")
-    for stream in (first, crossing):
+    for stream in (first, crossing, behind):
         assert not peer.connection.over
         peer.message(stream, b"x", end=True)
     for recorder in peer.calls:
         recorder.call.finish()
     assert peer.connection.over
     peer.take()
-    assert [call.reasons for call in peer.calls] == [[CloseReason.FINISHED]] * 2
+    assert [call.reasons for call in peer.calls] == [[CloseReason.FINISHED]] * 3
+
+
+def test_an_answer_to_a_drain_that_nobody_began_means_nothing(peer: Any) -> None:
+    peer.frame(f.PING, f.ACK, 0, b"draining")
+    assert peer.timers == []
+    peer.open()
+    assert peer.take() == []
+    assert len(peer.calls) == 1
 
 
 def test_drain_when_the_peer_does_not_answer_pings(peer: Any) -> None:
     peer.connection.drain()
-    peer.connection.seal()
+    (timer,) = peer.timers
+    timer.ring()
     peer.connection.seal()
     assert [frame.kind for frame in peer.take()] == ["GOAWAY", "PING", "GOAWAY"]
     assert peer.connection.over
+    assert timer.cancelled
+
+
+def test_a_drain_ends_with_the_connection(peer: Any) -> None:
+    peer.connection.drain()
+    peer.connection.lost()
+    assert [timer.cancelled for timer in peer.timers] == [True]
 
 
 def test_the_end_of_the_server(peer: Any) -> None:

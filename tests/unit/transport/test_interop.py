@@ -383,9 +383,6 @@ async def test_drain_serves_what_is_open_and_what_was_under_way() -> None:
         await client.pump()
         await eventually(lambda: running.server.stats.streams == 1)
         draining = asyncio.create_task(running.server.drain(30))
-        await asyncio.sleep(0)  # GOAWAY is on its way; this request crosses it
-        client.h2.send_headers(3, _request("/t/Echo"))
-        client.writer.write(client.h2.data_to_send())
         goaways: list[int] = []
         while len(goaways) < 2:
             # h2 closes itself on GOAWAY, so that the rest is read by hand
@@ -393,7 +390,10 @@ async def test_drain_serves_what_is_open_and_what_was_under_way() -> None:
                 if kind == 7:
                     goaways.append(struct.unpack("!I", payload[:4])[0])
                 elif kind == 6 and payload == b"draining":
-                    client.writer.write(struct.pack("!IBI", 8 << 8 | 6, 1, 0) + payload)
+                    # grpcio answers like this: first the PING, then HEADERS of what it opened before it read GOAWAY
+                    client.h2.send_headers(3, _request("/t/Echo"))
+                    answer = struct.pack("!IBI", 8 << 8 | 6, 1, 0) + payload
+                    client.writer.write(answer + client.h2.data_to_send())
         assert goaways == [2**31 - 1, 3]
         assert not draining.done()
         for stream in (1, 3):
@@ -406,6 +406,25 @@ async def test_drain_serves_what_is_open_and_what_was_under_way() -> None:
         assert await draining is True
         assert running.reasons == [CloseReason.FINISHED] * 2
         client.writer.close()
+
+
+async def test_a_connection_made_while_draining_is_served_before_it_is_asked_to_go() -> None:
+    async with serving() as running:
+        first = await _h2(running.port)
+        await first.pump()
+        draining = asyncio.create_task(running.server.drain(30))
+        await eventually(lambda: running.server.draining)
+        second = await _h2(running.port)
+        second.h2.send_headers(1, _request("/t/Echo"))
+        second.h2.send_data(1, b"\0\0\0\0\1x", end_stream=True)
+        while 1 not in second.statuses:
+            assert not any(isinstance(event, h2.events.ConnectionTerminated) for event in await second.pump())
+        kinds: list[int] = []
+        while 7 not in kinds:  # h2 closes itself on GOAWAY, so that it is read by hand
+            kinds += [kind for kind, _ in _frames(await second.reader.read(1 << 16))]
+        first.writer.close()
+        second.writer.close()
+        assert await draining is True
 
 
 def _frames(data: bytes) -> list[tuple[int, bytes]]:
@@ -421,25 +440,29 @@ async def test_drain_under_load_fails_no_call() -> None:
     """Clients go on calling while the server drains; until it is closed every call succeeds."""
     async with serving() as running:
         stop = False
-        done = 0
+        done = [0] * 4
 
-        async def caller() -> None:
-            nonlocal done
-            async with dialled(running) as channel:
+        async def caller(index: int) -> None:
+            # Channels with the same options would share one connection.
+            options = [*OPTIONS, ("grpc.channel_id", index)]
+            async with grpc.aio.insecure_channel(running.address, options=options) as channel:
                 stub = channel.stream_stream("/t/Echo")
                 while not stop:
                     call = stub(_messages([b"a" * 1000, b"b"]))
                     assert [len(m) async for m in call] == [1000, 1]
-                    done += 1
+                    done[index] += 1
 
-        callers = [asyncio.create_task(caller()) for _ in range(4)]
-        await eventually(lambda: done > 20)
-        drain = asyncio.create_task(running.server.drain(30))
-        before = done
-        await eventually(lambda: done > before + 20)
-        stop = True
-        await asyncio.gather(*callers)
-        assert await drain is True
+        async with asyncio.TaskGroup() as callers:  # a call that fails ends the test
+            for index in range(4):
+                callers.create_task(caller(index))
+            await eventually(lambda: min(done) > 5)
+            drain = callers.create_task(running.server.drain(60))
+            first = running.server.stats.connections_total
+            await eventually(lambda: running.server.stats.connections_total >= first + 4)  # GOAWAY reached them all
+            before = list(done)
+            await eventually(lambda: all(now > then + 5 for now, then in zip(done, before, strict=True)))
+            stop = True
+        assert drain.result() is True
 
 
 async def test_drain_ends_after_its_grace_and_close_ends_open_calls() -> None:
