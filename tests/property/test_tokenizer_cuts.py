@@ -27,7 +27,7 @@ WORDS = {
     "o200k": rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
     rf"{CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*{TAIL}",
 }
-EXTRA = ["<tool>", "<tool>>", "  ", "<|im", "a<|im_end|>b", "\n\n"]
+EXTRA = ["<tool>", "<tool>>", "  ", "x<tool", "a<|im_end|>b", "\n\n"]
 """Added tokens that overlap others, or are whitespace: the library prefers the longest at the leftmost place."""
 
 
@@ -35,7 +35,12 @@ EXTRA = ["<tool>", "<tool>>", "  ", "<|im", "a<|im_end|>b", "\n\n"]
 def source(regex: str, *, nfc: bool, extra: bool) -> str:
     """The tokenizer of the test model with another pre-tokenizer, normalizer, and more added tokens."""
     made: dict[str, Any] = json.loads((DATA / "tokenizer.json").read_text())
-    if WORDS[regex] is not None:
+    if regex == "metaspace":  # as SentencePiece does: a space before the first word only
+        made["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    elif regex == "prepend":
+        made["normalizer"] = {"type": "Prepend", "prepend": " "}
+        nfc = False
+    elif WORDS[regex] is not None:
         split = {"type": "Split", "pattern": {"Regex": WORDS[regex]}, "behavior": "Isolated", "invert": False}
         step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
         made["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, step]}
@@ -45,7 +50,7 @@ def source(regex: str, *, nfc: bool, extra: bool) -> str:
         first = len(made["model"]["vocab"])
         plain = {"single_word": False, "lstrip": False, "rstrip": False, "special": False}
         made["added_tokens"] += [
-            {"id": first + n, "content": content, "normalized": n % 2 == 1, **plain} for n, content in enumerate(EXTRA)
+            {"id": first + n, "content": content, "normalized": n % 5 == 1, **plain} for n, content in enumerate(EXTRA)
         ]
     return json.dumps(made)
 
@@ -54,11 +59,12 @@ def source(regex: str, *, nfc: bool, extra: bool) -> str:
 def tokenizers(regex: str, nfc: bool, extra: bool) -> tuple[Any, PieceTokenizer]:
     """The library alone, and ours, whose memory lives through all examples: hits come from texts of others."""
     text = source(regex, nfc=nfc, extra=extra)
-    wanted = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *EXTRA]
+    wanted = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<tool>"]
     return Tokenizer.from_str(text), PieceTokenizer(text, wanted, 1 << 18)
 
 
 FRAGMENTS = [
+    *EXTRA,
     *("<|im_start|>", "<|im_end|>", "<|im_", "|>", "<", "<tool>", "<tool>>", "<|endoftext|>"),
     *(" ", "  ", "\n", "\r\n", "\n\n", "\t", " \n", "\u00a0", "\u3000", "\u2028", "\x1c", "\x85"),
     *(
@@ -82,7 +88,8 @@ FRAGMENTS = [
     *("1", "1234567", "٣", "1.5", "/", "//", "!?", "...", "_", "__init__", "def f(x):\n    return x", '{"a": "b c"}'),
 ]
 texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=6)), max_size=60).map("".join)
-kinds = st.sampled_from([(regex, nfc, extra) for regex in WORDS for nfc in (False, True) for extra in (False, True)])
+REGEXES = [*WORDS, "metaspace", "prepend"]
+kinds = st.sampled_from([(regex, nfc, extra) for regex in REGEXES for nfc in (False, True) for extra in (False, True)])
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +104,8 @@ def _short_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(kinds, texts, texts, texts)
 def test_pieces_have_the_tokens_of_the_whole(kind: tuple[str, bool, bool], shared: str, one: str, two: str) -> None:
     library, ours = tokenizers(*kind)
-    assert ours.cuts.words
+    assert ours.cuts.words == (kind[0] in WORDS)
+    assert ours.cuts.tokens
     for text in (shared + one, shared + two, one + shared, shared + one):
         assert "".join(ours.cuts.pieces(text)) == text
         expected = library.encode(text, add_special_tokens=False).ids
