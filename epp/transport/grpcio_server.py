@@ -7,6 +7,7 @@ and may be preceded by `half_closed`, and TLS knows neither a minimum version ab
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
 from collections import deque
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _INTERNAL = 13
 _UNAVAILABLE = 14
 _RESET_FOLLOWS_SECONDS = 0.01
+_LAST_WORDS_SECONDS = 1.0
+"""How long calls that a drain ended may take to tell their clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class GrpcioServer:
         self._log = log or logging.getLogger("epp.transport")
         self._server: Any = None
         self._new_pair: tuple[bytes, bytes] | None = None
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[asyncio.Task[Any], GrpcioCall] = {}
         self.stopping = False
         self.stats = TransportStats()
 
@@ -112,14 +115,25 @@ class GrpcioServer:
             self._new_pair = _checked(self._tls.pair())
 
     async def drain(self, grace: float) -> bool:
-        """Take no more, let open streams end for up to `grace` seconds, then end them. True when all ended by then."""
+        """Take no more, let open streams end for up to `grace` seconds, then end them. True when all ended by then.
+
+        Those that did not get UNAVAILABLE.
+        """
         self.stopping = True
         if self._server is None:
             return True
-        await self._server.stop(grace)
-        left = [call for call in self._calls if not call.done()]
-        # grpc cancels what is left and does not wait for it; the streams must have heard of their end.
-        await asyncio.gather(*left, return_exceptions=True)
+        # grpc would cancel what is left, which a stream cannot tell from a client that goes away: it gets the time to
+        # let us end it ourselves.
+        stopped = asyncio.ensure_future(self._server.stop(grace + _LAST_WORDS_SECONDS))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace):
+                while self._calls:
+                    await asyncio.wait(self._calls)
+        left = dict(self._calls)
+        for call in left.values():
+            call.abort(_UNAVAILABLE, "the server is shutting down")
+        await stopped
+        await asyncio.gather(*left, return_exceptions=True)  # the streams must have heard of their end
         return not left
 
     async def close(self) -> None:
@@ -138,8 +152,8 @@ class GrpcioServer:
         reader: asyncio.Task[None] | None = None
         task = asyncio.current_task()
         if task is not None:
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            self._calls[task] = call
+            task.add_done_callback(self._calls.pop)
         self.stats.streams += 1
         self.stats.streams_total += 1
         try:
@@ -286,7 +300,7 @@ def _generic_handler(server: GrpcioServer) -> grpc.GenericRpcHandler[bytes, byte
         def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
             path = handler_call_details.method
             handler = server.handler(path)
-            if handler is None or server.stopping:
+            if handler is None:
                 return None
 
             async def behaviour(_requests: object, context: Any) -> None:
