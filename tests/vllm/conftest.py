@@ -125,8 +125,8 @@ def configuration(kind: str, servers: list[VllmServer]) -> str:
             parameters["prefix-cache-scorer"] = {"prefixMatchInfoProducerName": precise}
             url = f"http://{servers[0].address}"
             # The server that renders runs the model, too: it answers later than a renderer of its own would.
-            vllm = {"url": url, "budget": "2s"}
-            plugins += [{"type": "token-producer", "parameters": {"modelName": "tiny", "vllm": vllm}}]
+            exact = {"modelName": "tiny", "vllm": {"url": url}, "budget": "2s"}
+            plugins += [{"type": "token-producer", "parameters": exact}]
             discovery = {"socketPort": servers[0].events, "replaySocketPort": servers[0].replay}
             events = {"podDiscoveryConfig": discovery}
             tokens = {"blockSizeTokens": 32}

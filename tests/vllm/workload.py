@@ -21,7 +21,7 @@ _TEXT = (
     "write close format string number list tuple dictionary module function method object instance iterator"
 )
 WORDS = _TEXT.split()
-SYSTEM_PROMPTS = 4
+SYSTEM_PROMPTS = 8
 MODELS = ("tiny", "tiny", "lora-a", "lora-b")
 SALTS = ("", "", "", "tenant-1")
 ANSWER_TOKENS = 12
@@ -79,23 +79,21 @@ def sessions(count: int, seed: int = 7) -> list[Session]:
 
 async def converse(
     url: str,
-    count: int,
+    everyone: list[Session],
     turns: int,
     *,
     concurrency: int = 1,
     pause: float = 0.03,
     after: Callable[[list[Asked]], Any] | None = None,
-    prefix: str = "r",
 ) -> list[Asked]:
-    """`count` sessions of `turns` turns each; `after` is awaited behind each request. Failures are in the result.
+    """`turns` more turns of every session; `after` is awaited behind each request. Failures are in the result.
 
     `pause` follows each answer: people do not answer within a millisecond, and neither do agents.
     """
     done: list[Asked] = []
     order = random.Random(3)
-    waiting = sessions(count)
-    everyone = [session for session in waiting for _ in range(turns)]
-    order.shuffle(everyone)
+    queue = [session for session in everyone for _ in range(turns)]
+    order.shuffle(queue)
     busy: set[int] = set()
     lock = asyncio.Lock()
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(120)) as client:
@@ -103,18 +101,18 @@ async def converse(
         async def worker() -> None:
             while True:
                 async with lock:
-                    position = next((n for n, s in enumerate(everyone) if s.number not in busy), None)
+                    position = next((n for n, s in enumerate(queue) if s.number not in busy), None)
                     if position is None:
-                        if not everyone:
+                        if not queue:
                             return
                         session = None
                     else:
-                        session = everyone.pop(position)
+                        session = queue.pop(position)
                         busy.add(session.number)
                 if session is None:
                     await asyncio.sleep(0.01)
                     continue
-                done.append(await _turn(client, url, session, f"{prefix}-{session.number}-{session.turns}"))
+                done.append(await _turn(client, url, session))
                 await asyncio.sleep(pause)
                 busy.discard(session.number)
                 if after is not None:
@@ -124,7 +122,7 @@ async def converse(
     return done
 
 
-async def _turn(client: aiohttp.ClientSession, url: str, session: Session, name: str) -> Asked:
+async def _turn(client: aiohttp.ClientSession, url: str, session: Session) -> Asked:
     session.messages.append({"role": "user", "content": text(session.words, 30 + session.number % 5 * 10)})
     body: dict[str, Any] = {
         "model": session.model,
@@ -135,9 +133,9 @@ async def _turn(client: aiohttp.ClientSession, url: str, session: Session, name:
     }
     if session.salt:
         body["cache_salt"] = session.salt
-    asked = Asked(name, session.number, session.turns, session.model, session.salt, time.monotonic())
+    asked = Asked("", session.number, session.turns, session.model, session.salt, time.monotonic())
     session.turns += 1
-    headers = {"content-type": "application/json", "x-request-id": name}
+    headers = {"content-type": "application/json"}
     try:
         async with client.post(url + "/v1/chat/completions", data=json.dumps(body), headers=headers) as answer:
             asked.status = answer.status
