@@ -11,6 +11,7 @@ CATALOG: dict[str, str] = {
     "context-length-aware": "epp_plugins.scorers.context_length_aware:ContextLengthAware",
     "core-metrics-extractor": "epp_plugins.extractors.core_metrics:CoreMetricsExtractor",
     "decode-filter": "epp_plugins.filters.decode:DecodeFilter",
+    "destination-endpoint-served-verifier": "epp_plugins.requestcontrol.served_verifier:ServedEndpointVerifier",
     "encode-filter": "epp_plugins.filters.encode:EncodeFilter",
     "file-discovery": "epp_plugins.discovery.file:FileDiscovery",
     "header-based-testing-filter": "epp_plugins.filters.header_based_testing:HeaderBasedTestingFilter",
