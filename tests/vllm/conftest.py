@@ -125,7 +125,7 @@ def configuration(kind: str, servers: list[VllmServer]) -> str:
             parameters["prefix-cache-scorer"] = {"prefixMatchInfoProducerName": precise}
             url = f"http://{servers[0].address}"
             # The server that renders runs the model, too: it answers later than a renderer of its own would.
-            exact = {"modelName": "tiny", "vllm": {"url": url}, "budget": "2s"}
+            exact = {"modelName": "tiny", "vllm": {"url": url, "budget": "2s"}}
             plugins += [{"type": "token-producer", "parameters": exact}]
             discovery = {"socketPort": servers[0].events, "replaySocketPort": servers[0].replay}
             events = {"podDiscoveryConfig": discovery}
