@@ -37,6 +37,9 @@ class KVEventsConfig:
         for name in values:
             if name not in known:
                 raise ValueError(f"unknown key {name!r}; known are {', '.join(known)}")
+        for name in ("endpoint", "replay_endpoint", "publisher", "topic"):
+            if not isinstance(values.get(name) or "", str):
+                raise ValueError(f"{name} {values[name]!r}: use a string")
         config = cls(**values)
         if config.publisher not in ("zmq", "null"):
             raise ValueError(f"publisher {config.publisher!r}: use zmq or null")

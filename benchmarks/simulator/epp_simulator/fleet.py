@@ -38,7 +38,8 @@ class Fleet:
     async def __aenter__(self) -> Fleet:
         try:
             for server in self.servers:
-                runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0)
+                # As vLLM: a client that goes away ends its request.
+                runner = web.AppRunner(server.app(), access_log=None, shutdown_timeout=1.0, handler_cancellation=True)
                 await runner.setup()
                 self._runners.append(runner)
                 site = web.TCPSite(runner, self._host, server.port, ssl_context=self._ssl)
@@ -61,6 +62,8 @@ class Fleet:
             await runner.cleanup()
         self._runners.clear()
         for server in self.servers:
+            for engine in server.engines:
+                engine.publish = None  # what the last requests leave behind is told to nobody
             for publisher in server.publishers:
                 await publisher.close()
             server.publishers.clear()

@@ -35,19 +35,22 @@ class EventPublisher:
         self._buffer: deque[tuple[bytes, bytes]] = deque(maxlen=config.buffer_steps)
         self._context = zmq.asyncio.Context()
         self._replays: asyncio.Task[None] | None = None
+        self._sockets: list[zmq.Socket[bytes] | zmq.asyncio.Socket] = []
         try:
             # A plain socket: `send` only hands over to ZMQ's thread, there is nothing to wait for.
             self._pub: zmq.Socket[bytes] = zmq.Socket(self._context, zmq.PUB)
+            self._sockets.append(self._pub)
             self._pub.set_hwm(config.hwm)
             bound = self._open(self._pub, config.endpoint, bind=binds(config.endpoint))
             replay = None
             if config.replay_endpoint:
                 router = self._context.socket(zmq.ROUTER)
+                self._sockets.append(router)
                 router.set_hwm(0)  # bounded by the buffer; a limit would drop answers silently
                 replay = self._open(router, config.replay_endpoint, bind=True)
                 self._replays = asyncio.get_running_loop().create_task(self._serve(router))
         except BaseException:
-            self._context.destroy(linger=0)
+            self._free(0)
             raise
         self.config = replace(
             config,
@@ -68,7 +71,12 @@ class EventPublisher:
         if self._replays is not None:
             self._replays.cancel()
             await asyncio.gather(self._replays, return_exceptions=True)
-        self._context.destroy(linger=100)
+        self._free(100)
+
+    def _free(self, linger: int) -> None:
+        for socket in self._sockets:
+            socket.close(linger)
+        self._context.term()
 
     def _open(self, socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str, *, bind: bool) -> str:
         socket.setsockopt(zmq.IPV6, 1)

@@ -155,7 +155,9 @@ class SimulatedServer:
         model = self._model(body)
         prompt = read(body)
         sampling = body.get("sampling_params") or body
-        max_tokens = next((int(sampling[name]) for name in _LIMITS if sampling.get(name)), None)
+        max_tokens = next((sampling[name] for name in _LIMITS if sampling.get(name)), None)
+        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
+            raise RefusedError(400, f"max_tokens {max_tokens!r}: use 1 or more", "BadRequestError", "max_tokens")
         limit = self.options.max_model_len
         room = limit - len(prompt.tokens)
         if room <= 0 or (max_tokens or 0) > room:
@@ -241,8 +243,8 @@ class SimulatedServer:
         body = await self._body(request)
         model = self._model(body)
         prompts = embedding_prompts(body)
-        dimensions = int(body.get("dimensions") or self.options.default_embedding_dimensions)
-        if not 1 <= dimensions <= 65_536:
+        dimensions = body.get("dimensions", self.options.default_embedding_dimensions)
+        if not isinstance(dimensions, int) or not 1 <= dimensions <= 65_536:
             raise RefusedError(400, f"dimensions {dimensions}: use 1 to 65536", "BadRequestError", "dimensions")
         encoding = str(body.get("encoding_format") or "float")
         identifier = "embd-" + (request.headers.get("x-request-id") or self._id())

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import Any
 
 import aiohttp
@@ -130,10 +130,20 @@ class Stage:
         return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
     @staticmethod
-    def free_port() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+    def free_ports(count: int) -> int:
+        """The first of so many free ports in a row."""
+        for _ in range(100):
+            with ExitStack() as stack:
+                probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+                probes[0].bind(("", 0))
+                first = int(probes[0].getsockname()[1])
+                try:
+                    for number, probe in enumerate(probes[1:], start=1):
+                        probe.bind(("", first + number))
+                except OSError:
+                    continue
+                return first
+        raise OSError(f"no {count} free ports in a row")
 
     endpoint = staticmethod(lambda server: endpoint(server))
     numbers = staticmethod(lambda engine, medium="GPU": numbers(engine, medium))

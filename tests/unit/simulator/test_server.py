@@ -71,6 +71,7 @@ async def test_errors_have_vllms_shape(session: aiohttp.ClientSession) -> None:
             ({"model": "nope", "prompt": "x"}, 404),
             ({"model": "tiny"}, 400),
             ({"model": "tiny", "prompt": "x", "max_tokens": 1000}, 400),
+            ({"model": "tiny", "prompt": "x", "max_tokens": "many"}, 400),
             ([1], 400),
         ]
         for body, status in cases:
