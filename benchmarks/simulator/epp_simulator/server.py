@@ -155,6 +155,8 @@ class SimulatedServer:
         model = self._model(body)
         prompt = read(body)
         sampling = body.get("sampling_params") or body
+        if not isinstance(sampling, dict):
+            raise BadPromptError("body.sampling_params", "Input should be an object")
         max_tokens = next((sampling[name] for name in _LIMITS if sampling.get(name)), None)
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 1):
             raise RefusedError(400, f"max_tokens {max_tokens!r}: use 1 or more", "BadRequestError", "max_tokens")

@@ -152,6 +152,7 @@ async def test_embeddings(session: aiohttp.ClientSession, server: str) -> None:
         ("/v1/responses", {"input": 7}, "body.input"),
         ("/v1/embeddings", {}, "body.input"),
         ("/inference/v1/generate", {"token_ids": ["a"]}, "body.token_ids"),
+        ("/inference/v1/generate", {"token_ids": [1], "sampling_params": "x"}, "body.sampling_params"),
         ("/v1/completions/render", {}, "body.prompt"),
     ],
 )
