@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import hpack
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from epp.transport import frames as f
 from epp.transport.call import Call, CloseReason
@@ -191,3 +195,24 @@ def make_peer() -> type[Peer]:
 @pytest.fixture
 def peer() -> Peer:
     return Peer()
+
+
+def client_certificate() -> tuple[bytes, bytes]:
+    """A self-signed certificate that a client may show, and its key, as PEM."""
+    now = datetime.now(UTC)
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "gateway")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+    builder = builder.not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
+    return (
+        builder.sign(key, hashes.SHA256()).public_bytes(pem),
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none),
+    )
+
+
+@pytest.fixture
+def make_client_pair() -> Callable[[], tuple[bytes, bytes]]:
+    return client_certificate

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from epp.transport.call import TlsError
 from epp.transport.certificates import load_pair, self_signed
@@ -182,30 +179,9 @@ def test_a_suite_that_openssl_has_no_longer(monkeypatch: pytest.MonkeyPatch) -> 
         openssl_names("TLS_RSA_WITH_AES_128_CBC_SHA")
 
 
-def any_purpose() -> tuple[bytes, bytes]:
-    """A self-signed certificate that a client may show, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "gateway")])
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(NOW - timedelta(hours=1))
-    builder = builder.not_valid_after(NOW + timedelta(days=1))
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-    pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
-    return (
-        builder.sign(key, hashes.SHA256()).public_bytes(pem),
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none),
-    )
-
-
-@pytest.fixture
-def client_pair(tmp_path: Path) -> tuple[Path, tuple[bytes, bytes]]:
-    pair = any_purpose()
-    (tmp_path / "ca.pem").write_bytes(pair[0])
-    return tmp_path / "ca.pem", pair
-
-
-def test_client_certificates(client_pair: tuple[Path, tuple[bytes, bytes]], tmp_path: Path) -> None:
-    ca, pair = client_pair
+def test_client_certificates(make_client_pair: Callable[[], tuple[bytes, bytes]], tmp_path: Path) -> None:
+    pair, ca = make_client_pair(), tmp_path / "ca.pem"
+    ca.write_bytes(pair[0])
     known = client_context()
     load_pair(known, *pair)
     client = Client(server(client_ca=ca), known)
@@ -214,7 +190,7 @@ def test_client_certificates(client_pair: tuple[Path, tuple[bytes, bytes]], tmp_
     client.exchange()
     assert client.received == [b"x"]
     stranger = client_context()
-    load_pair(stranger, *any_purpose())
+    load_pair(stranger, *make_client_pair())
     for context, reason in (
         (stranger, "certificate verify failed"),
         (client_context(), "did not return a certificate"),

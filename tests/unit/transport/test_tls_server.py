@@ -5,16 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from grpc import aio
 
 from epp.transport.certificates import CertificateReloader, self_signed
@@ -25,27 +22,6 @@ from epp.transport.tls import ServerTlsFactory, server_context
 
 NOW = datetime.now(UTC)
 SERVING = encode_response(ServingStatus.SERVING)
-
-
-def client_pair() -> tuple[bytes, bytes]:
-    """A self-signed certificate for a client, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.oid.NameOID.COMMON_NAME, "gateway")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(hours=1))
-        .not_valid_after(NOW + timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    return certificate.public_bytes(pem), key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
 
 
 def write(folder: Path, pair: tuple[bytes, bytes]) -> None:
@@ -95,15 +71,17 @@ async def test_the_health_service_over_tls(tmp_path: Path) -> None:
             assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_client_certificates_are_accepted_and_refused(tmp_path: Path) -> None:
-    pair, gateway = self_signed(NOW), client_pair()
+async def test_client_certificates_are_accepted_and_refused(
+    tmp_path: Path, make_client_pair: Callable[[], tuple[bytes, bytes]]
+) -> None:
+    pair, gateway = self_signed(NOW), make_client_pair()
     write(tmp_path, pair)
     (tmp_path / "ca.pem").write_bytes(gateway[0])
     make = ServerTlsFactory(lambda: server_context(tmp_path, now=NOW, client_ca=tmp_path / "ca.pem"))
     async with serving(make) as (port, _, server):
         async with channel(port, pair[0], gateway) as calls:
             assert await check(calls) == SERVING
-        for stranger in (None, client_pair()):
+        for stranger in (None, make_client_pair()):
             async with channel(port, pair[0], stranger) as calls:
                 with pytest.raises(aio.AioRpcError) as refused:
                     await check(calls)
