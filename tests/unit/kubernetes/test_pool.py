@@ -1,0 +1,311 @@
+"""The pool and its pods, from an API server over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from epp.api.endpoints import EndpointTable
+from epp.kubernetes import reflector
+from epp.kubernetes.connection import ApiConnection, connect
+from epp.kubernetes.pool import PoolWatcher, SelectedPods
+from tests.kubernetes.api_server import PODS, POOLS, ApiServer, pod, pool
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ApiServer]:
+    async with ApiServer().serving() as made:
+        yield made
+
+
+Follow = Callable[..., Any]
+
+
+class Bench:
+    """Watchers over one server."""
+
+    def __init__(self, server: ApiServer, folder: Path) -> None:
+        self.server = server
+        self.table = EndpointTable()
+        self._folder = folder
+        self._connection: ApiConnection | None = None
+        self._watchers: list[Any] = []
+
+    async def connection(self, token: str = "") -> ApiConnection:
+        if self._connection is None:
+            path = self._folder / "kubeconfig"
+            path.write_text(self.server.kubeconfig(token))
+            self._connection = await connect({"KUBECONFIG": str(path)})
+        return self._connection
+
+    async def pool(self, name: str = "pool", **more: Any) -> PoolWatcher:
+        return await self._started(
+            PoolWatcher(
+                await self.connection(), self.table, "ns", name, clock=time.monotonic, rng=random.Random(1), **more
+            )
+        )
+
+    async def selected(self, selector: str, *ports: int) -> SelectedPods:
+        return await self._started(
+            SelectedPods(
+                await self.connection(),
+                self.table,
+                "ns",
+                selector,
+                ports,
+                clock=time.monotonic,
+                rng=random.Random(1),
+            )
+        )
+
+    async def _started(self, watcher: Any) -> Any:
+        self._watchers.append(watcher)
+        await watcher.start()
+        return watcher
+
+    def addresses(self) -> set[str]:
+        return {endpoint.host_port for endpoint in self.table.all(0.0)}
+
+    async def until(self, *addresses: str) -> None:
+        await until(lambda: self.addresses() == set(addresses), lambda: self.addresses())
+
+    async def close(self) -> None:
+        for watcher in self._watchers:
+            await watcher.stop()
+        if self._connection is not None:
+            await self._connection.close()
+
+
+@pytest.fixture
+async def bench(server: ApiServer, tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(server, tmp_path)
+    yield made
+    await made.close()
+
+
+async def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "") -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(what())
+
+
+async def test_objects_in_any_order_become_endpoints(server: ApiServer, bench: Bench) -> None:
+    watcher = await bench.pool()
+    server.put(PODS, pod("a", "10.0.0.1"))
+    server.put(PODS, pod("other", "10.0.0.9", labels={"app": "else"}))
+    await asyncio.sleep(0.05)
+    assert not watcher.synced
+    server.put(POOLS, pool("pool", 8000, 8001))
+    await bench.until("10.0.0.1:8000", "10.0.0.1:8001")
+    assert watcher.synced
+    server.put(PODS, pod("b", "fd00::2"))
+    await bench.until("10.0.0.1:8000", "10.0.0.1:8001", "[fd00::2]:8000", "[fd00::2]:8001")
+    row = bench.table.row_of("[fd00::2]:8001")
+    assert row is not None
+    endpoint = bench.table.endpoints[row]
+    assert endpoint is not None
+    assert (endpoint.name, endpoint.pod, endpoint.rank, endpoint.namespace) == ("b-rank-1", "b", 1, "ns")
+    assert endpoint.labels == {"app": "vllm"}
+
+
+async def test_what_happens_to_a_pod(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    server.put(PODS, pod("starting", "", ready=False))
+    server.put(PODS, pod("b", "10.0.0.2", ready=False))
+    server.put(PODS, pod("c", "10.0.0.3"))
+    await bench.until("10.0.0.1:8000", "10.0.0.3:8000")
+    server.put(PODS, pod("b", "10.0.0.2"))
+    server.put(PODS, pod("a", "10.0.0.1", deletionTimestamp="2026-01-01T00:00:00Z"))  # terminating: it drains
+    await bench.until("10.0.0.2:8000", "10.0.0.3:8000")
+    server.delete(PODS, "a")
+    server.put(PODS, pod("c", "10.0.0.3", labels={"app": "moved"}))
+    await bench.until("10.0.0.2:8000")
+    server.put(PODS, pod("d", "10.0.0.2"))  # the address has a new pod before the old one's end is told
+    await until(lambda: next(iter(bench.table.all(0.0))).pod == "d")
+    server.delete(PODS, "b")
+    server.put(PODS, pod("e", "10.0.0.5"))
+    await bench.until("10.0.0.2:8000", "10.0.0.5:8000")
+
+
+async def test_active_ports(server: ApiServer, bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    server.put(POOLS, pool("pool", 8000, 8001, 8002))
+    server.put(PODS, pod("a", "10.0.0.1", annotations={"llm-d.ai/active-ports": "8000, 8002,9999"}))
+    legacy = {"inference.networking.k8s.io/active-ports": "8001"}
+    server.put(PODS, pod("b", "10.0.0.2", annotations=legacy))
+    server.put(PODS, pod("c", "10.0.0.3", annotations={"llm-d.ai/active-ports": "all"}))
+    server.put(PODS, pod("d", "10.0.0.4", annotations={"llm-d.ai/active-ports": ""}))
+    await bench.pool()
+    await bench.until(
+        "10.0.0.1:8000", "10.0.0.1:8002", "10.0.0.2:8001", "10.0.0.3:8000", "10.0.0.3:8001", "10.0.0.3:8002"
+    )
+    assert "no list of ports" in caplog.text
+    assert {e.rank for e in bench.table.all(0.0) if e.pod == "a"} == {0, 2}
+
+
+async def test_changes_of_the_pool(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    server.put(PODS, pod("b", "10.0.0.2", labels={"app": "vllm", "v": "2"}))
+    watcher = await bench.pool()
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
+    row = bench.table.row_of("10.0.0.2:8000")
+    server.put(POOLS, pool("pool", 8000, 8001))
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.1:8001", "10.0.0.2:8001")
+    server.put(POOLS, pool("pool", 8000, labels={"v": "2"}))
+    await bench.until("10.0.0.2:8000")
+    assert bench.table.row_of("10.0.0.2:8000") == row  # with all that was measured of it
+    server.put(POOLS, pool("another", 9000))
+    server.put(POOLS, {"metadata": {"name": "pool"}, "spec": {"selector": {}, "targetPorts": []}})
+    server.delete(POOLS, "another")
+    await asyncio.sleep(0.1)
+    assert bench.addresses() == {"10.0.0.2:8000"}
+    server.delete(POOLS, "pool")
+    await bench.until()
+    assert not watcher.synced
+    server.put(POOLS, pool("pool", 8000))
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
+
+
+async def test_the_older_group(server: ApiServer, bench: Bench) -> None:
+    pools = "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/{}/inferencepools"
+    spec = {"selector": {"app": "vllm"}, "targetPortNumber": 8200}
+    server.put(pools, {"metadata": {"name": "pool"}, "spec": spec})
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await bench.pool(group="inference.networking.x-k8s.io")
+    await bench.until("10.0.0.1:8200")
+
+
+async def test_a_selector_without_a_pool(server: ApiServer, bench: Bench) -> None:
+    server.put(PODS, pod("a", "10.0.0.1", labels={"app": "x", "tier": "gpu"}))
+    server.put(PODS, pod("b", "10.0.0.2", labels={"app": "x"}))
+    watcher = await bench.selected("app=x,tier=gpu", 8000, 8001)
+    await bench.until("10.0.0.1:8000", "10.0.0.1:8001")
+    assert watcher.synced
+    assert watcher.age < 60
+
+
+async def test_many_pods_in_pages(server: ApiServer, bench: Bench) -> None:
+    server.page = 100
+    server.put(POOLS, pool("pool", 8000))
+    for number in range(1000):
+        server.put(PODS, pod(f"p{number}", f"10.1.{number // 250}.{number % 250}"))
+    await bench.pool()
+    await until(lambda: len(bench.table) == 1000, lambda: len(bench.table))
+    assert sum("continue=" in request for request in server.requests) == 9
+
+
+async def serves_on(server: ApiServer, bench: Bench, number: int) -> None:
+    """After whatever was done: the old endpoints are there, and a new one comes."""
+    assert "10.0.0.1:8000" in bench.addresses()
+    server.put(PODS, pod(f"n{number}", f"10.0.1.{number}"))
+    await until(lambda: f"10.0.1.{number}:8000" in bench.addresses(), lambda: server.requests[-10:])
+    assert "10.0.0.1:8000" in bench.addresses()
+
+
+async def test_faults(server: ApiServer, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The endpoints stay through all of it, and changes made meanwhile are caught up with."""
+    monkeypatch.setattr(reflector, "_LONGEST_PAUSE", 0.3)
+    emptied: list[str] = []
+    bench.table.on_removed(lambda _row, endpoint: emptied.append(endpoint.host_port))
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    watcher = await bench.pool()
+    await bench.until("10.0.0.1:8000")
+
+    server.drop()  # connections break
+    await serves_on(server, bench, 1)
+
+    server.repeat_events = True  # everything twice, and once too late
+    await serves_on(server, bench, 2)
+    server.put(PODS, pod("n2", "10.0.1.2", ready=False))
+    await until(lambda: "10.0.1.2:8000" not in bench.addresses())
+    server.repeat_events = False
+    await asyncio.sleep(0.1)
+    assert "10.0.1.2:8000" not in bench.addresses()
+
+    for in_stream in (True, False):  # the version is too old
+        server.gone_in_stream = in_stream
+        lists = watcher.lists
+        server.put(PODS, pod("z", "10.0.9.9", ready=False))
+        await asyncio.sleep(0.05)
+        server.version += 10
+        server.put(PODS, pod("during", "10.0.2.1"))
+        server.compact()
+        server.drop()
+        await serves_on(server, bench, 3 + in_stream)
+        await until(lambda before=lists: watcher.lists > before or "10.0.2.1:8000" in bench.addresses())
+
+    for status in (429, 500, 503):  # it is overloaded
+        server.status = status
+        server.drop()
+        await asyncio.sleep(0.3)
+        assert "10.0.0.1:8000" in bench.addresses()
+        server.status = 0
+        await serves_on(server, bench, status % 100 + 10)
+
+    await server.stop()  # it is away, and comes back with another state
+    await asyncio.sleep(0.5)
+    assert "10.0.0.1:8000" in bench.addresses()
+    server.put(PODS, pod("while-away", "10.0.3.1"))
+    server.delete(PODS, "n1")
+    server.compact()
+    await server.start()
+    await until(lambda: "10.0.3.1:8000" in bench.addresses() and "10.0.1.1:8000" not in bench.addresses())
+    assert watcher.age < 5.0
+    assert "10.0.0.1:8000" not in emptied
+    assert set(emptied) == {"10.0.1.2:8000", "10.0.1.1:8000"}
+
+
+async def test_a_token_that_expires_is_read_again(server: ApiServer, tmp_path: Path) -> None:
+    server.tokens = {"first": "me"}
+    bench = Bench(server, tmp_path)
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    connection = await bench.connection("first")
+    await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    server.tokens = {"second": "me"}
+    server.drop()
+    await asyncio.sleep(0.3)
+    assert bench.addresses() == {"10.0.0.1:8000"}
+    connection._configuration.api_key["BearerToken"] = "Bearer second"  # as the hook of a service account does
+    server.put(PODS, pod("b", "10.0.0.2"))
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
+    await bench.close()
+
+
+async def test_a_stream_of_changes_leaves_nothing_behind(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    watcher = await bench.pool()
+    rng = random.Random(4)
+    there: dict[str, str] = {}
+    for number in range(600):
+        name = f"p{rng.randrange(60)}"
+        if name in there and rng.random() < 0.4:
+            server.delete(PODS, name)
+            del there[name]
+        else:
+            there.setdefault(name, f"10.5.{number // 250}.{number % 250}")
+            server.put(PODS, pod(name, there[name], ready=rng.random() < 0.8))
+        if number % 50 == 0:
+            server.drop()
+            await asyncio.sleep(0.05)
+    ready = {
+        f"{obj['status']['podIP']}:8000"
+        for obj in server.objects[PODS.format("ns")].values()
+        if obj["status"]["conditions"][0]["status"] == "True"
+    }
+    await bench.until(*ready)
+    assert watcher.endpoints.pods == len(there)
+    assert len(watcher.endpoints._owner) == len(ready)
