@@ -162,6 +162,15 @@ class ServeOptions:
         False, "end each stream with the pick: no usage, no response metrics, no model-name restore", boolean, ours=True
     )
     legacy_metrics: bool = flag(True, "also expose metrics under their deprecated names", boolean, ours=True)
+    ha_lease_duration: float = flag(
+        15.0, "how long the leader's lease lasts without renewal", seconds, ours=True, text="15s"
+    )
+    ha_retry_period: float = flag(
+        2.0, "time between two attempts to take or renew the leader's lease", seconds, ours=True, text="2s"
+    )
+    declarations_file: str = flag(
+        "", "InferenceObjective and InferenceModelRewrite manifests, where there is no Kubernetes", ours=True
+    )
     scrape_cpu_budget: float = flag(
         0.25, "share of one core that reading endpoints' metrics may take", share, ours=True
     )
@@ -191,14 +200,7 @@ REMOVED = {
 """Flags that stop the start, as in llm-d-router, and what took their place: parameters of `core-metrics-extractor`."""
 
 NOT_YET_EFFECTIVE = {
-    "ha-enable-leader-election": "every replica is ready: there is no leader election yet",
-    "pool-group": "endpoints are not read from Kubernetes yet: use `dataLayer.discovery` with `file-discovery`",
-    "pool-namespace": "only names the pool in metrics: endpoints are not read from Kubernetes yet",
-    "pool-name": "only names the pool in metrics: endpoints are not read from Kubernetes yet",
-    "endpoint-selector": "endpoints are not read from Kubernetes yet: use `dataLayer.discovery` with `file-discovery`",
-    "endpoint-target-ports": "endpoints are not read from Kubernetes yet: the endpoints file has the ports",
     "grpc-max-send-msg-size": "what is sent is cut to 62 000 bytes a message anyway",
-    "metrics-endpoint-auth": "the metrics port asks no Kubernetes API yet: protect it with --metrics-client-ca-file",
     "enable-pprof": "there is no Go runtime to profile: use py-spy on the process",
     "zap-stacktrace-level": "stack traces come with errors nobody expected, and only with those",
 }
@@ -252,12 +254,20 @@ def parse_serve(argv: Sequence[str]) -> tuple[ServeOptions, tuple[str, ...]]:
 def check_pool(options: ServeOptions, *, discovery: bool) -> None:
     """Endpoints come from somewhere. `discovery`: the configuration has a discovery plugin. Raises `FlagError`."""
     if discovery:
+        if options.endpoint_selector:
+            raise FlagError(
+                "--endpoint-selector and `dataLayer.discovery` both say where endpoints come from: keep one"
+            )
         return
-    asked = "--pool-name" if options.pool_name else "--endpoint-selector" if options.endpoint_selector else ""
-    raise FlagError(
-        (f"{asked}: endpoints are not read from Kubernetes yet" if asked else "nothing says where endpoints come from")
-        + ": add a `file-discovery` plugin to the configuration and name it in `dataLayer.discovery.pluginRef`"
-    )
+    if options.declarations_file and options.pool_name:
+        raise FlagError(
+            "--declarations-file is for pickers without --pool-name: there the objects come from Kubernetes"
+        )
+    if not options.pool_name and not options.endpoint_selector:
+        raise FlagError(
+            "nothing says where endpoints come from: give --pool-name or --endpoint-selector in Kubernetes, or add a "
+            "`file-discovery` plugin to the configuration and name it in `dataLayer.discovery.pluginRef`"
+        )
 
 
 def serve_help() -> str:

@@ -18,12 +18,16 @@ from typing import Any
 
 from epp.api.endpoints import EndpointTable
 from epp.api.plugin import Plugin
+from epp.cli.declarations_file import DeclarationsFile
 from epp.cli.flags import ServeOptions, check_pool
+from epp.cli.kubernetes_mode import KubernetesMode
 from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
 from epp.config.load import Loaded, load, load_file
 from epp.datalayer.cadence import CollectorSettings
 from epp.director.director import DecisionObserver, DirectorSettings
+from epp.director.objectives import ObjectiveTable
 from epp.director.pool import Pool
+from epp.director.rewrites import RewriteTable
 from epp.extproc.service import METHOD, ProcessService
 from epp.extproc.settings import ExchangeContext, ExchangeSettings
 from epp.registry.build import build
@@ -68,7 +72,7 @@ class Picker:
     ) -> None:
         self.options = options
         self.registry = Registry()
-        self.health = HealthState(leader_election=False)
+        self.health = HealthState(leader_election=options.ha_enable_leader_election)
         self.clock = time.perf_counter
         self.grpc_port = options.grpc_port
         self._environment = environment
@@ -84,7 +88,15 @@ class Picker:
         if options.tracing:
             self.tracer = tracer_from_environment(environment, log)
         rng = random.Random(seed)
+        self._objectives = ObjectiveTable()
+        decisions = self.registry.counter(
+            "model_rewrite_decisions_total",
+            "Requests whose model was rewritten by an InferenceModelRewrite.",
+            ("model_rewrite_name", "model_name", "target_model"),
+        )
+        self._rewrites = RewriteTable(rng, lambda *decision: decisions.labels(*decision).inc())
         self.pool = self._pool(rng, observers)
+        self.kubernetes = self._kubernetes(rng)
         self._server: Server | GrpcioServer | None = None
 
     def _pool(self, rng: random.Random, observers: Sequence[DecisionObserver]) -> Pool:
@@ -121,7 +133,30 @@ class Picker:
                 refresh_interval=options.refresh_metrics_interval, cpu_budget=options.scrape_cpu_budget
             ),
             observers=observers,
+            objectives=self._objectives,
+            rewrites=self._rewrites,
         )
+
+    def _kubernetes(self, rng: random.Random) -> KubernetesMode | None:
+        discovery = self.pool.assembly.discovery is not None
+        if discovery and not self.options.ha_enable_leader_election:
+            return None
+        return KubernetesMode(
+            self.options,
+            self.pool.table,
+            self.registry,
+            self.health,
+            objectives=self._objectives,
+            rewrites=self._rewrites,
+            clock=self.clock,
+            rng=rng,
+            discovery=discovery,
+            environment=self._environment,
+        )
+
+    @property
+    def _synced(self) -> bool:
+        return self.pool.synced and (self.kubernetes is None or self.kubernetes.synced)
 
     def _plugins(self) -> Iterable[Plugin[Any]]:
         return self.pool.plugins.values()
@@ -141,11 +176,27 @@ class Picker:
             health = Server(health_handlers(self.health))
             await health.start(host, options.grpc_health_port)
             self._stack.push_async_callback(health.close)
-            admin = AdminServer(self.registry, self._plugins, ready=lambda: self.health.ready)
+            kubernetes = self.kubernetes
+            if kubernetes is not None:
+                await kubernetes.connect()
+                self._stack.push_async_callback(kubernetes.stop)
+            asks = kubernetes is not None and options.metrics_endpoint_auth
+            admin = AdminServer(
+                self.registry,
+                self._plugins,
+                authenticate=kubernetes.metrics_auth() if kubernetes is not None and asks else None,
+                ready=lambda: self.health.ready,
+            )
             await admin.start(host, options.metrics_port, self._metrics_tls())
             self._stack.push_async_callback(admin.close)
             await self.pool.start()
             self._stack.push_async_callback(self.pool.stop)
+            if kubernetes is not None:
+                await kubernetes.start(self.pool)
+            if options.declarations_file:
+                declarations = DeclarationsFile(Path(options.declarations_file), self._objectives, self._rewrites)
+                await declarations.start()
+                self._stack.push_async_callback(declarations.stop)
             self._server = await self._ext_proc(host)
             self._stack.push_async_callback(self._server.close)
         except BaseException:
@@ -153,7 +204,7 @@ class Picker:
             raise
         watch = asyncio.get_running_loop().create_task(self._watch(), name="pool-state")
         self._stack.callback(watch.cancel)
-        self.health.update(synced=True, plugins_ready=self.pool.ready())
+        self.health.update(synced=self._synced, plugins_ready=self.pool.ready())
         # What lives now lives as long as the process: keep the collector of cycles from looking at it again and again.
         gc.collect()
         gc.freeze()
@@ -170,6 +221,8 @@ class Picker:
         """Not ready any more, but serving for `--drain-timeout`; then no new streams, and time for the open ones."""
         log.info("draining: not ready, serving for %.0f s more", self.options.drain_timeout)
         self.health.update(draining=True)
+        if self.kubernetes is not None:
+            await self.kubernetes.release()
         await asyncio.sleep(self.options.drain_timeout)
         if self._server is not None:
             await self._server.drain(LAST_STREAMS_SECONDS)
@@ -255,7 +308,7 @@ class Picker:
         next_gauges = 0.0
         while True:
             now = self.clock()
-            self.health.update(synced=self.pool.synced, plugins_ready=self.pool.ready())
+            self.health.update(synced=self._synced, plugins_ready=self.pool.ready())
             if now >= next_gauges:
                 self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
                 next_gauges = now + options.refresh_prometheus_metrics_interval

@@ -16,6 +16,7 @@ from epp.datalayer.cadence import CollectorSettings
 from epp.datalayer.collector import Collector, SourceBinding
 from epp.director.admission import Admission, SheddableAdmission, StandbyAdmission
 from epp.director.director import DecisionObserver, Director, DirectorSettings
+from epp.director.naming import Objectives, Rewrites
 from epp.director.parsing import ParserTable
 from epp.director.recording import Recorder
 from epp.registry.assembly import Assembly
@@ -44,6 +45,8 @@ class Pool:
         collector_settings: CollectorSettings | None = None,
         observers: Sequence[DecisionObserver] = (),
         tracer: Tracer | None = None,
+        objectives: Objectives | None = None,
+        rewrites: Rewrites | None = None,
     ) -> None:
         self.name = name
         self.assembly = assembly
@@ -63,6 +66,8 @@ class Pool:
             settings=settings or DirectorSettings(),
             observers=observers,
             tracer=tracer,
+            objectives=objectives,
+            rewrites=rewrites,
         )
         bindings = [SourceBinding(source.source, source.extractors) for source in assembly.sources]
         self.collector = Collector(

@@ -85,6 +85,14 @@ class InferenceModelRewrite(KubernetesObject):
         return Rewrite(self.metadata.name, tuple(rules), self.metadata.creation_timestamp)
 
 
+class Scope(msgspec.Struct, frozen=True):
+    """Where objects are, and the pool that they must name."""
+
+    namespace: str
+    pool: str
+    pool_group: str
+
+
 DeclaredT = TypeVar("DeclaredT", bound=InferenceObjective | InferenceModelRewrite)
 
 
@@ -116,21 +124,19 @@ class Declared(Generic[DeclaredT]):
         connection: ApiConnection,
         kind: type[DeclaredT],
         plural: str,
-        namespace: str,
-        pool: str,
-        pool_group: str,
+        scope: Scope,
         changed: Callable[[list[DeclaredT]], None],
         *,
         clock: Clock,
         rng: random.Random,
     ) -> None:
-        self._pool, self._pool_group = pool, pool_group
+        self._scope = scope
         self._changed = changed
         self._kept: list[_Kept[DeclaredT]] = []
         self._reflectors: list[Reflector[DeclaredT]] = []
         for group in (GROUP, LEGACY_GROUP):
             kept: _Kept[DeclaredT] = _Kept(self._update)
-            path = f"/apis/{group}/{VERSION}/namespaces/{namespace}/{plural}"
+            path = f"/apis/{group}/{VERSION}/namespaces/{scope.namespace}/{plural}"
             self._kept.append(kept)
             self._reflectors.append(Reflector(connection, path, kind, kept, clock=clock, rng=rng, optional=True))
 
@@ -154,12 +160,12 @@ class Declared(Generic[DeclaredT]):
         kept = legacy if self._reflectors[0].absent else current
         if kept is legacy and legacy.objects:
             log.warning("objects of the group %s are in use: move them to %s", LEGACY_GROUP, GROUP)
-        self._changed([obj for obj in kept.objects.values() if is_for(obj.spec.pool_ref, self._pool, self._pool_group)])
+        self._changed([obj for obj in kept.objects.values() if is_for(obj.spec.pool_ref, self._scope)])
 
 
-def is_for(reference: PoolRef, pool: str, group: str) -> bool:
+def is_for(reference: PoolRef, scope: Scope) -> bool:
     """Whether an object is for this pool."""
-    return reference.name == pool and reference.group == group and reference.kind == "InferencePool"
+    return (reference.name, reference.group, reference.kind) == (scope.pool, scope.pool_group, "InferencePool")
 
 
 def priorities(objectives: list[InferenceObjective]) -> dict[str, int]:

@@ -141,12 +141,8 @@ def test_removed_flags_stop_the_start(name: str) -> None:
 
 def test_flags_without_effect_are_said_when_they_are_changed() -> None:
     assert parse_serve(["--enable-pprof=true", "--pool-group=inference.networking.k8s.io"])[1] == ()
-    warnings = parse_serve(["--enable-pprof=false", "--ha-enable-leader-election", "--pool-name=p"])[1]
-    assert sorted(warning.split(":")[0] for warning in warnings) == [
-        "--enable-pprof",
-        "--ha-enable-leader-election",
-        "--pool-name",
-    ]
+    warnings = parse_serve(["--enable-pprof=false", "--grpc-max-send-msg-size=1Mi", "--pool-name=p"])[1]
+    assert sorted(warning.split(":")[0] for warning in warnings) == ["--enable-pprof", "--grpc-max-send-msg-size"]
     assert set(NOT_YET_EFFECTIVE) <= {flag.name for flag in serve_flags()}
 
 
@@ -159,12 +155,15 @@ def test_the_refresh_interval_has_a_floor() -> None:
 def test_endpoints_come_from_somewhere() -> None:
     check_pool(options(), discovery=True)
     check_pool(options("--pool-name=p"), discovery=True)
-    with pytest.raises(FlagError, match="nothing says where endpoints come from: add a `file-discovery`"):
+    check_pool(options("--pool-name=p"), discovery=False)
+    selected = options("--endpoint-selector=a", "--endpoint-target-ports=1")
+    check_pool(selected, discovery=False)
+    with pytest.raises(FlagError, match="nothing says where endpoints come from: give --pool-name"):
         check_pool(options(), discovery=False)
-    with pytest.raises(FlagError, match="--pool-name: endpoints are not read from Kubernetes yet"):
-        check_pool(options("--pool-name=p"), discovery=False)
-    with pytest.raises(FlagError, match="--endpoint-selector: endpoints"):
-        check_pool(options("--endpoint-selector=a", "--endpoint-target-ports=1"), discovery=False)
+    with pytest.raises(FlagError, match="keep one"):
+        check_pool(selected, discovery=True)
+    with pytest.raises(FlagError, match="declarations-file"):
+        check_pool(options("--pool-name=p", "--declarations-file=f"), discovery=False)
 
 
 def test_help_has_them_all() -> None:
