@@ -37,7 +37,9 @@ class PieceTokenizer:
         parsed = json.loads(source)
         self.cuts = Cuts(parsed, wanted)
         self._around = _special_tokens(parsed)
-        self._cache: BoundedCache[str, bytes] = BoundedCache(cache_bytes if self.cuts.any else 0)
+        # What does more to a text than put tokens around it may do so to every piece.
+        kept = cache_bytes if self.cuts.any and self._around is not None else 0
+        self._cache: BoundedCache[str, bytes] = BoundedCache(kept)
         self._lock = threading.Lock()
         self.reused = 0
         self.made = 0
