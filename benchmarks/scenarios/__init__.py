@@ -18,6 +18,7 @@ from benchmarks.scenarios import (
     prefix_index,
     scaling,
     soak,
+    tokenization,
 )
 
 
@@ -38,6 +39,7 @@ SCENARIOS = {
     "freshness": Scenario(freshness.SUMMARY, freshness.run),
     "memory": Scenario(memory.SUMMARY, memory.run),
     "prefix-index": Scenario(prefix_index.SUMMARY, prefix_index.run),
+    "tokenization": Scenario(tokenization.SUMMARY, tokenization.run),
     "grid": Scenario(grid.SUMMARY, grid.run),
     "soak": Scenario(soak.SUMMARY, soak.run),
 }
