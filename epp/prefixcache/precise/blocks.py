@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Aim, Lookup, Numbers, Rows
+from epp.prefixcache.precise.memory import Frontier, reserve
 
 Plane = tuple[int, int]
 """Tier number, cache group."""
@@ -25,6 +26,7 @@ _RUN = 16  # neighbours looked at together: they share cache lines
 _NEIGHBOURS = np.arange(_RUN)
 _STRIDE = 16
 _OFFSETS = np.arange(_STRIDE)
+_AHEAD = 1 << 18  # rows whose pages are made ready at a time: 20 bytes each and 8 per word of holders
 _GOLDEN = 0.6180339887498949
 
 
@@ -44,14 +46,15 @@ class Blocks:
 
     def _reset(self) -> None:
         size = self._reserved
-        self.key = np.zeros(size, dtype=np.uint64)
-        self.engine = np.zeros(size, dtype=np.uint64)
-        self.used = np.zeros(size, dtype=np.uint32)
+        self.key: NDArray[np.uint64] = reserve(size, np.uint64)
+        self.engine: NDArray[np.uint64] = reserve(size, np.uint64)
+        self.used: NDArray[np.uint32] = reserve(size, np.uint32)
         self.planes: dict[Plane, list[NDArray[np.uint64]]] = {}
         self.aliases = 0
-        self._free = np.zeros(size, dtype=np.uint32)
+        self._free: NDArray[np.uint32] = reserve(size, np.uint32)
         self._spare = 0
         self.high = 0
+        self._frontier = Frontier(_AHEAD)
         self._hand = 0.0
         self.by_key = Lookup(size, lambda: self.key)
         self.by_engine = Lookup(size, lambda: self.engine)
@@ -86,7 +89,8 @@ class Blocks:
         """The words of a plane, at least `words` many."""
         columns = self.planes.setdefault(plane, [])
         while len(columns) < words:
-            columns.append(np.zeros(self._reserved, dtype=np.uint64))
+            columns.append(reserve(self._reserved, np.uint64))
+            self._frontier.fill(columns[-1:], 0, self._frontier.ready)
         return columns
 
     def find(self, keys: Numbers) -> Rows:
@@ -219,6 +223,9 @@ class Blocks:
             raise MemoryError(f"{count} blocks at once do not fit into an index of {self.capacity}")
         fresh = np.arange(self.high, self.high + count - taken)
         self.high += count - taken
+        if self._frontier.due(self.high):
+            held = [column for words in self.planes.values() for column in words]
+            self._frontier.advance(self.high, [self.key, self.engine, self.used, *held])
         return np.concatenate([recycled, fresh]) if taken else fresh
 
     def _evict(self, count: int) -> int:

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from epp.prefixcache.precise.memory import Frontier, reserve
 
 Numbers = NDArray[np.uint64]
 Rows = NDArray[np.intp]
@@ -39,6 +41,7 @@ _REST = np.uint64(0x7F7F7F7F7F7F7F7F)
 _FILTER = np.uint64(48)
 _FIRST_BITS = 6
 _FIRST_SETS = 1 << _FIRST_BITS
+_AHEAD = 1 << 16  # sets whose pages are made ready at a time: 3 MiB
 _EPOCH = 4  # bits 4 to 11, 12 to 19, 20 to 27 are remembered together
 
 
@@ -62,9 +65,10 @@ class Lookup:
         self._most = max(_FIRST_SETS, math.ceil(capacity / (WAYS * LOAD)))
         if self._most >= 1 << 28:
             raise ValueError(f"capacity {capacity}: a lookup table holds at most {int((1 << 28) * WAYS * LOAD)}")
-        self._marks = np.zeros(self._most, dtype=np.uint64)
-        self._rows = np.zeros(self._most * WAYS, dtype=np.uint32)
-        self._next_bits = np.zeros(self._most * WAYS, dtype=np.uint8)
+        self._marks: NDArray[np.uint64] = reserve(self._most, np.uint64)
+        self._rows: NDArray[np.uint32] = reserve(self._most * WAYS, np.uint32)
+        self._next_bits: NDArray[np.uint8] = reserve(self._most * WAYS, np.uint8)
+        self._frontier = Frontier(_AHEAD)
         self._names = names
         self._base = _FIRST_SETS
         self._split = 0
@@ -118,6 +122,9 @@ class Lookup:
         wanted = min(self._most, math.ceil((self.count + count) / (WAYS * LOAD)))
         while (more := wanted - self._base - self._split) > 0:
             self._split_sets(min(more, self._base - self._split))
+        if self._frontier.due(self._base + self._split):
+            by_set: list[NDArray[Any]] = [self._marks, self._rows.reshape(-1, WAYS), self._next_bits.reshape(-1, WAYS)]
+            self._frontier.advance(self._base + self._split, by_set)
         if self._overflow and self._base + self._split >= self._retry_at:
             self._retry_at = (self._base + self._split) * 17 // 16
             again = np.fromiter(self._overflow.values(), dtype=np.intp, count=len(self._overflow))
