@@ -65,6 +65,7 @@ class Gateway:
     upstreams: tuple[tuple[str, int], ...] = ()
     picker_tls: bool = True
     health_check: bool = False
+    health_interval: str = "1s"
     fail_open: bool = False
     buffer_limit: int = 1024 * 1024
     upstream_http2: bool = False
@@ -289,8 +290,9 @@ def _picker_cluster(gateway: Gateway) -> dict[str, Any]:
     if gateway.health_check:
         check: dict[str, Any] = {
             "timeout": "2s",
-            "interval": "1s",
-            "no_traffic_interval": "1s",  # 60 s by default, and that also delays the first check under traffic
+            "interval": gateway.health_interval,
+            # 60 s by default, and that also delays the first check under traffic.
+            "no_traffic_interval": gateway.health_interval,
             "unhealthy_threshold": 2,
             "healthy_threshold": 1,
             "reuse_connection": True,
@@ -299,4 +301,7 @@ def _picker_cluster(gateway: Gateway) -> dict[str, Any]:
         if gateway.picker_tls:
             check["tls_options"] = {"alpn_protocols": ["h2"]}
         cluster["health_checks"] = [check]
+        # Of several replicas with leader election one is healthy: by default Envoy takes that for a failing check, and
+        # sends requests to all of them.
+        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0.0}}
     return cluster
