@@ -30,3 +30,16 @@ class ModelInfo:
 
     id: str
     parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """Where a server is, from the tightest place to the widest; empty: not told.
+
+    Attribute `str(DataKey(TOPOLOGY, <name of the extractor>))`.
+    """
+
+    hostname: str = ""
+    rack: str = ""
+    zone: str = ""
+    region: str = ""

@@ -39,7 +39,8 @@ BASE_COLUMNS: dict[str, float] = {
 class Endpoint:
     """Identity of one model server port. Two endpoints with the same `key` are the same endpoint at different times.
 
-    `address` is an IP literal (IPv6 without brackets) or a host name; `labels` are the pod's.
+    `address` is an IP literal (IPv6 without brackets) or a host name; `labels` are the pod's, and so is `hostname`
+    (its `spec.hostname`, empty for most pods).
     """
 
     name: str
@@ -49,6 +50,7 @@ class Endpoint:
     labels: Mapping[str, str] = field(default_factory=dict, hash=False)
     rank: int = 0
     pod: str = ""
+    hostname: str = ""
 
     @property
     def host_port(self) -> str:
@@ -82,6 +84,7 @@ class EndpointTable:
         self.version = 0
         self._removed: list[Callable[[int, Endpoint], None]] = []
         self._added: list[Callable[[int, Endpoint], None]] = []
+        self._updated: list[Callable[[int, Endpoint], None]] = []
         self._picked: list[Callable[[int, float], None]] = []
         for name, default in BASE_COLUMNS.items():
             self.add_column(name, default)
@@ -108,6 +111,8 @@ class EndpointTable:
                 if known != endpoint or (known is not None and known.labels != endpoint.labels):
                     self.endpoints[row] = endpoint
                     self._changed()
+                    for notify in self._updated:
+                        notify(row, endpoint)
                 return row
         if not self._free:
             self._grow()
@@ -140,6 +145,10 @@ class EndpointTable:
     def on_added(self, notify: Callable[[int, Endpoint], None]) -> None:
         """Call `notify(row, endpoint)` after each endpoint that appears."""
         self._added.append(notify)
+
+    def on_updated(self, notify: Callable[[int, Endpoint], None]) -> None:
+        """Call `notify(row, endpoint)` after the labels of a known endpoint changed."""
+        self._updated.append(notify)
 
     def on_removed(self, notify: Callable[[int, Endpoint], None]) -> None:
         """Call `notify(row, endpoint)` after each endpoint that goes away."""

@@ -25,6 +25,11 @@ INFLIGHT_LOAD = "InFlightLoadDataKey"
 UNCACHED_TOKENS = "UncachedRequestTokensDataKey"
 SESSION_ID = "SessionIDDataKey"
 AGENT_IDENTITY = "agent-identity"
+TOPOLOGY = "Topology"
+
+PEER_ENDPOINT = DataKey("peer-endpoint", "disagg-profile-handler")
+"""Request attribute with the `Endpoint` that an earlier profile of this request chose. There is one profile handler, so
+its name is not asked for."""
 
 DEFAULT_PRODUCERS: dict[str, str] = {
     TOKENIZED_PROMPT: "token-producer",

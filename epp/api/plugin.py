@@ -16,7 +16,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -280,6 +280,50 @@ class Extractor(Plugin[ParamsT]):
 
         An extractor that measures load sets `scraped_at` to the clock. The row belongs to `endpoint` when this runs.
         """
+
+
+class EndpointSource(Plugin[ParamsT]):
+    """A source that fetches nothing: it stands for the endpoints that come, change and go."""
+
+
+class EndpointExtractor(Plugin[ParamsT]):
+    """Hears of endpoints, on the event loop, in the order in which they change; from before the first one.
+
+    It is told whether or not an `EndpointSource` of the configuration names it. What it raises is counted and logged.
+    """
+
+    def endpoint_changed(self, row: int, endpoint: Endpoint) -> None:
+        """The endpoint is new, or its labels are. The row belongs to it when this runs."""
+
+    def endpoint_removed(self, row: int, endpoint: Endpoint) -> None:
+        """The endpoint is gone, and the row is free for another one."""
+
+
+class GroupVersionKind(NamedTuple):
+    """A kind of objects of the Kubernetes API. `group` is empty for the core group."""
+
+    group: str
+    version: str
+    kind: str
+
+
+class ObjectSource(Plugin[ParamsT]):
+    """A source whose `ObjectExtractor`s hear of objects of one kind in the pool's namespace of the Kubernetes API."""
+
+    @property
+    @abstractmethod
+    def watched(self) -> GroupVersionKind:
+        """Which kind. The picker needs the right to list and watch it."""
+
+
+class ObjectExtractor(Plugin[ParamsT]):
+    """Hears of objects, on the event loop. `obj` is the JSON document; what it raises is counted and logged."""
+
+    def object_changed(self, obj: Mapping[str, Any]) -> None:
+        """The object is new or has changed; also told of every object after the connection was lost."""
+
+    def object_removed(self, obj: Mapping[str, Any]) -> None:
+        """The object is gone; the last known state of it."""
 
 
 class ProfileResult(msgspec.Struct, eq=False):

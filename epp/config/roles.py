@@ -18,10 +18,21 @@ class Role(StrEnum):
     PROFILE_HANDLER = "profile handler"
     SATURATION_DETECTOR = "saturation detector"
     DATA_SOURCE = "data source"
+    ENDPOINT_SOURCE = "endpoint source"
+    OBJECT_SOURCE = "object source"
     EXTRACTOR = "extractor"
+    ENDPOINT_EXTRACTOR = "endpoint extractor"
+    OBJECT_EXTRACTOR = "object extractor"
     DISCOVERY = "discovery"
     HOOKS = "request hooks"
 
+
+READERS = {
+    Role.DATA_SOURCE: Role.EXTRACTOR,
+    Role.ENDPOINT_SOURCE: Role.ENDPOINT_EXTRACTOR,
+    Role.OBJECT_SOURCE: Role.OBJECT_EXTRACTOR,
+}
+"""Kinds of sources, and who reads what they tell."""
 
 Roles = Callable[[str], frozenset[Role]]
 """The roles of a plugin type; an unknown type has none."""

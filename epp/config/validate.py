@@ -8,20 +8,23 @@ from collections.abc import Iterable
 from epp.config.defaults import DEFAULT_HANDLER, PROFILE_ROLES
 from epp.config.document import child
 from epp.config.errors import LocatedError, did_you_mean
-from epp.config.roles import Role, Roles
+from epp.config.roles import READERS, Role, Roles
 from epp.config.schema import EndpointPickerConfig, FlowControlSpec, PluginSpec, PriorityBandSpec
 
 _REFERENCED = {
     Role.PARSER: "requestHandler.parsers",
     Role.DATA_SOURCE: "dataLayer.sources",
+    Role.ENDPOINT_SOURCE: "dataLayer.sources",
+    Role.OBJECT_SOURCE: "dataLayer.sources",
     Role.EXTRACTOR: "the extractors of a dataLayer source",
+    Role.OBJECT_EXTRACTOR: "the extractors of a dataLayer source",
     Role.DISCOVERY: "dataLayer.discovery",
     Role.FILTER: "a scheduling profile",
     Role.SCORER: "a scheduling profile",
     Role.PICKER: "a scheduling profile",
     Role.SATURATION_DETECTOR: "flowControl.saturationDetector",
 }
-_UNREFERENCED = (Role.PRODUCER, Role.ADMITTER, Role.PROFILE_HANDLER, Role.HOOKS)
+_UNREFERENCED = (Role.PRODUCER, Role.ADMITTER, Role.PROFILE_HANDLER, Role.HOOKS, Role.ENDPOINT_EXTRACTOR)
 
 
 def check_names(config: EndpointPickerConfig) -> None:
@@ -124,10 +127,13 @@ class _Validator:
         layer = self._config.data_layer
         for index, source in enumerate(layer.sources):
             path = child("dataLayer.sources", index)
-            self._reference(source.plugin_ref, path, Role.DATA_SOURCE)
+            named = self._plugins.get(source.plugin_ref)
+            told = self._roles(named.type) if named is not None else frozenset()
+            kind = next((kind for kind in READERS if kind in told), Role.DATA_SOURCE)
+            self._reference(source.plugin_ref, path, kind)
             for position, extractor in enumerate(source.extractors):
-                self._reference(extractor.plugin_ref, f"{path}.extractors[{position}]", Role.EXTRACTOR)
-            if not source.extractors:
+                self._reference(extractor.plugin_ref, f"{path}.extractors[{position}]", READERS[kind])
+            if not source.extractors and kind is not Role.ENDPOINT_SOURCE:
                 self._warn(path, f"nobody reads what {source.plugin_ref} fetches: add extractors")
         if layer.discovery is not None:
             self._reference(layer.discovery.plugin_ref, "dataLayer.discovery", Role.DISCOVERY)

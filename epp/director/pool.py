@@ -14,6 +14,7 @@ from epp.api.endpoints import EndpointTable
 from epp.api.plugin import Clock, Plugin
 from epp.datalayer.cadence import CollectorSettings
 from epp.datalayer.collector import Collector, SourceBinding
+from epp.datalayer.notifications import notify_endpoints
 from epp.director.admission import Admission, SheddableAdmission, StandbyAdmission
 from epp.director.director import DecisionObserver, Director, DirectorSettings
 from epp.director.naming import Objectives, Rewrites
@@ -73,6 +74,7 @@ class Pool:
         self.collector = Collector(
             table, bindings, clock=clock, rng=rng, metrics=metrics, settings=collector_settings or CollectorSettings()
         )
+        notify_endpoints(table, assembly.endpoint_extractors, clock=clock, metrics=metrics)
         self._started: list[Plugin[Any]] = []
         self.synced = False
 

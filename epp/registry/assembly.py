@@ -9,7 +9,10 @@ from epp.api.plugin import (
     Admitter,
     DataSource,
     Discovery,
+    EndpointExtractor,
     Extractor,
+    ObjectExtractor,
+    ObjectSource,
     Parser,
     Plugin,
     Producer,
@@ -42,11 +45,20 @@ class SourceAssembly:
 
 
 @dataclass(frozen=True, slots=True)
+class ObjectSourceAssembly:
+    """Who hears of objects of the Kubernetes API."""
+
+    source: ObjectSource[Any]
+    extractors: tuple[ObjectExtractor[Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Assembly:
     """Everything a director, a collector and a server need; no defaults are left to decide.
 
-    `config` is the effective configuration. `parsers` are in order of preference. `discovery` None: endpoints come
-    from Kubernetes. `warnings` are for the operator, each with its place in the file.
+    `config` is the effective configuration. `parsers` are in order of preference. `sources` are those
+    that fetch; `endpoint_extractors` hear of endpoints wherever they are named. `discovery` None: endpoints come from
+    Kubernetes. `warnings` are for the operator, each with its place in the file.
     """
 
     config: EndpointPickerConfig
@@ -56,6 +68,8 @@ class Assembly:
     parsers: tuple[Parser[Any], ...]
     saturation_detector: SaturationDetector[Any]
     sources: tuple[SourceAssembly, ...]
+    endpoint_extractors: tuple[EndpointExtractor[Any], ...]
+    object_sources: tuple[ObjectSourceAssembly, ...]
     discovery: Discovery[Any] | None
     admitters: tuple[Admitter[Any], ...]
     warnings: tuple[str, ...]

@@ -8,7 +8,10 @@ from epp.api.errors import ConfigError
 from epp.api.keys import DEFAULT_PRODUCERS
 from epp.api.plugin import (
     Admitter,
+    DataSource,
+    EndpointExtractor,
     Filter,
+    ObjectSource,
     Picker,
     Plugin,
     Producer,
@@ -22,7 +25,7 @@ from epp.config.errors import LocatedError, did_you_mean
 from epp.config.roles import Role
 from epp.config.schema import EndpointPickerConfig, PluginSpec
 from epp.config.validate import check_names, validate
-from epp.registry.assembly import Assembly, Plugins, SourceAssembly
+from epp.registry.assembly import Assembly, ObjectSourceAssembly, Plugins, SourceAssembly
 from epp.registry.catalog import Catalog
 from epp.registry.contexts import ContextFactory
 from epp.registry.data_keys import in_order, missing_default, other_producers, producer_of
@@ -143,6 +146,16 @@ class _Builder:
                     tuple(built[extractor.plugin_ref] for extractor in source.extractors),
                 )
                 for source in config.data_layer.sources
+                if isinstance(built[source.plugin_ref], DataSource)
+            ),
+            endpoint_extractors=tuple(plugin for plugin in built.values() if isinstance(plugin, EndpointExtractor)),
+            object_sources=tuple(
+                ObjectSourceAssembly(
+                    built[source.plugin_ref],
+                    tuple(built[extractor.plugin_ref] for extractor in source.extractors),
+                )
+                for source in config.data_layer.sources
+                if isinstance(built[source.plugin_ref], ObjectSource)
             ),
             discovery=built[discovery.plugin_ref] if discovery is not None else None,
             admitters=tuple(plugin for plugin in built.values() if isinstance(plugin, Admitter)),

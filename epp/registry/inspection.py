@@ -23,7 +23,11 @@ ROLE_BASES: dict[type, Role] = {
     api.ProfileHandler: Role.PROFILE_HANDLER,
     api.SaturationDetector: Role.SATURATION_DETECTOR,
     api.DataSource: Role.DATA_SOURCE,
+    api.EndpointSource: Role.ENDPOINT_SOURCE,
+    api.ObjectSource: Role.OBJECT_SOURCE,
     api.Extractor: Role.EXTRACTOR,
+    api.EndpointExtractor: Role.ENDPOINT_EXTRACTOR,
+    api.ObjectExtractor: Role.OBJECT_EXTRACTOR,
     api.Discovery: Role.DISCOVERY,
 }
 _CONTRACT = (Plugin, *ROLE_BASES, api.EndpointScorer)

@@ -35,6 +35,7 @@ from epp.api import (
     TOKENIZED_PROMPT,
     DataKey,
     Endpoint,
+    EndpointExtractor,
     Endpoints,
     InferenceRequest,
     InferenceResponse,
@@ -84,7 +85,7 @@ class _Prepared:
         self.target = ""
 
 
-class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams]):
+class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExtractor[PrecisePrefixCacheParams]):
     """Publishes a `PrefixMatch` from what the servers hold."""
 
     type = "precise-prefix-cache-producer"
