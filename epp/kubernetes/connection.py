@@ -25,6 +25,8 @@ _CONNECT_SECONDS = 5.0
 _MAX_LINE = 16 << 20
 """Bytes of one watch event: objects have at most 1.5 MiB, with room for escapes."""
 _AGENT = "epp"
+_SOCKETS = 100
+"""Each watch holds one for itself; what is asked in between must never wait for one."""
 
 
 class ApiError(Exception):
@@ -44,7 +46,7 @@ class ApiConnection:
         self._tls = _tls(configuration)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=16, ssl=self._tls if self._tls is not None else True),
+            connector=aiohttp.TCPConnector(limit=_SOCKETS, ssl=self._tls if self._tls is not None else True),
             timeout=timeout,
             read_bufsize=1 << 18,
             headers={"User-Agent": _AGENT},

@@ -31,9 +31,14 @@ class _PodStatus(msgspec.Struct, rename={"pod_ip": "podIP", "pod_ips": "podIPs",
     conditions: list[_Condition] | None = None
 
 
+class _PodSpec(msgspec.Struct):
+    hostname: str = ""
+
+
 class Pod(KubernetesObject):
     """What is needed of a pod."""
 
+    spec: _PodSpec = msgspec.field(default_factory=_PodSpec)
     status: _PodStatus = msgspec.field(default_factory=_PodStatus)
 
     @property
@@ -158,6 +163,7 @@ class PodEndpoints:
                 labels=metadata.labels or {},
                 rank=rank,
                 pod=metadata.name,
+                hostname=pod.spec.hostname,
             )
             for rank, port in active_ports(metadata, self._ports)
         ]

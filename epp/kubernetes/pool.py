@@ -162,6 +162,7 @@ class PoolWatcher:
         self._rng = rng
         self._selector: str | None = None
         self._pods: Reflector[Pod] | None = None
+        self._known = False
         self._ending: set[asyncio.Task[None]] = set()
         self._pool = Reflector(
             connection,
@@ -175,8 +176,8 @@ class PoolWatcher:
 
     @property
     def synced(self) -> bool:
-        """Whether the pool is there and its pods have been listed."""
-        return self._pods is not None and self._pods.synced
+        """Whether the pool is there and its pods have been listed; another selector does not take that back."""
+        return self._pods is not None and (self._pods.synced or self._known)
 
     @property
     def age(self) -> float:
@@ -225,6 +226,7 @@ class PoolWatcher:
         if selector == self._selector:
             return
         log.info("InferencePool %s/%s: pods with %s, ports %s", self._namespace, self.name, selector, obj.ports)
+        self._known = self.synced
         self._end_pods()
         self._selector = selector
         self._pods = Reflector(
@@ -246,6 +248,7 @@ class PoolWatcher:
     def _gone(self) -> None:
         log.warning("InferencePool %s/%s is gone: there are no endpoints", self._namespace, self.name)
         self._end_pods()
+        self._known = False
         self._selector = None
         self.endpoints.clear()
 

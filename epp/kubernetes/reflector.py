@@ -2,9 +2,11 @@
 
 What can go wrong and what is done: a resource version that is too old (410) lists again; an expired token (401) is read
 again by the connection; a connection that breaks, or says nothing for too long, watches on from the last version;
-events that were seen already (a watch that begins anew, a server that repeats itself) are left out by their version; a
-server that cannot be reached leaves the last known state as it is, however long (`age` tells). A kind that the
-server does not know (404: the CRD is not there) counts as empty, and is asked for again.
+events that are older than what is known of their object (a watch that begins anew, a server that repeats itself or
+mixes up the order) are left out by their version; a server that cannot be reached leaves the last known state as it
+is, however long (`age` tells). A kind that the server does not know (404: the CRD is not there) counts as empty, and
+is asked for again. A kind that was there before does so only after a while, and only if it is optional: a server that
+starts up answers 404 for what it has not found yet.
 """
 
 from __future__ import annotations
@@ -25,14 +27,19 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 """Objects per page of a list: what kubectl and client-go ask for."""
-WATCH_SECONDS = 60.0
-"""How long a watch lasts before it begins anew from where it is; so a connection that died unseen is noticed."""
-_SILENCE = WATCH_SECONDS * 1.5 + 15.0
+WATCH_SECONDS = 40.0
+"""About how long a watch lasts before it begins anew from where it is; so a connection that died unseen is noticed."""
+_OVERDUE = 10.0
+"""Seconds after the end of a watch until a connection that still says nothing counts as dead."""
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _ABSENT_PAUSE = 5.0
+_ABSENT_AFTER = 30.0
+_TOMBSTONES = 4096
+"""Versions of deleted objects that are remembered, so that no late event brings one back."""
 _QUIET = 60.0
-_GONE = 410
+_BEGIN_ANEW = frozenset({410, 504})
+"""Too old a version, or one that the server has not reached: it was restored from a backup."""
 
 
 class Metadata(msgspec.Struct, rename="camel"):
@@ -94,7 +101,7 @@ class Reflector(Generic[ObjectT]):
     """One kind in one namespace, between `start` and `stop`. `kind` is a msgspec struct with what is needed of it.
 
     `optional`: not being allowed to see the kind (403) counts as there being none, for whoever gives no right to see it
-    has no use for it.
+    has no use for it. `decode`: from JSON, when `kind` alone does not say how.
     """
 
     def __init__(
@@ -109,12 +116,15 @@ class Reflector(Generic[ObjectT]):
         label_selector: str = "",
         field_selector: str = "",
         optional: bool = False,
+        decode: Callable[[msgspec.Raw], ObjectT] | None = None,
     ) -> None:
         self.path = path
         self.synced = False
         self.absent = False
         self.lists = self.failures = 0
+        self._optional = optional
         self._refused = frozenset({403, 404}) if optional else frozenset({404})
+        self._refused_since: float | None = None
         self._connection = connection
         self._follower = follower
         self._clock = clock
@@ -124,7 +134,10 @@ class Reflector(Generic[ObjectT]):
             for name, value in (("labelSelector", label_selector), ("fieldSelector", field_selector))
             if value
         }
-        self._decode = msgspec.json.Decoder(kind).decode
+        self._decode = decode or msgspec.json.Decoder(kind).decode
+        self._listed = 0  # the version of the last list: no older event tells anything new
+        self._seen: dict[str, int] = {}  # object -> its version
+        self._deleted: dict[str, int] = {}
         self._heard_at = clock()
         self._version = ""
         self._pause = _FIRST_PAUSE
@@ -154,11 +167,12 @@ class Reflector(Generic[ObjectT]):
                     await self._list()
                 await self._watch()
             except ApiError as error:
-                if error.status == _GONE:
+                if error.status in _BEGIN_ANEW and self._version:
                     self._version = ""
-                    log.info("%s: the resource version is too old, listing again", self.path)
+                    log.info("%s: watching from this version is not possible, listing again", self.path)
+                    await asyncio.sleep(_FIRST_PAUSE * self._rng.uniform(0.5, 1.0))
                     continue
-                if error.status in self._refused:
+                if error.status in self._refused and self._believed():
                     self._not_there(error)
                     await asyncio.sleep(_ABSENT_PAUSE * self._rng.uniform(0.8, 1.2))
                     continue
@@ -183,9 +197,16 @@ class Reflector(Generic[ObjectT]):
         pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         await asyncio.sleep(pause * self._rng.uniform(0.5, 1.0))
 
+    def _believed(self) -> bool:
+        """Whether a refusal means that there is nothing. Not at once of a kind that was there before."""
+        now = self._clock()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        return not self.lists or self.absent or (self._optional and now - self._refused_since >= _ABSENT_AFTER)
+
     def _not_there(self, error: ApiError) -> None:
         self._heard_at = self._clock()
         self._version = ""
+        self._seen.clear()
         if not self.absent:
             log.info("%s is not there, asking again now and then: %s", self.path, error)
             self.absent = True
@@ -208,6 +229,9 @@ class Reflector(Generic[ObjectT]):
         self.absent = False
         self._tell(self._follower.replaced, objects)
         self._version = page.metadata.resource_version
+        self._listed = _number(self._version) or 0
+        self._seen = {_identity(obj): _number(obj.metadata.resource_version) or 0 for obj in objects}
+        self._deleted.clear()
         self.synced = True
 
     async def _watch(self) -> None:
@@ -218,7 +242,7 @@ class Reflector(Generic[ObjectT]):
             "allowWatchBookmarks": "true",
             "timeoutSeconds": str(int(seconds)),
         }
-        async with self._connection.watch(self.path, params, _SILENCE) as lines:
+        async with self._connection.watch(self.path, params, seconds + _OVERDUE) as lines:
             self._reached()
             await self._follow(lines)
         # A server that ends every watch at once is not asked a thousand times a second.
@@ -232,20 +256,40 @@ class Reflector(Generic[ObjectT]):
             if event.type == "ERROR":
                 status = msgspec.json.decode(event.object, type=_Status)
                 raise ApiError(status.code, status.message, f"watch {self.path}")
-            obj = self._decode(event.object) if event.type != "BOOKMARK" else None
-            version = (
-                obj.metadata.resource_version
-                if obj is not None
-                else msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version
-            )
-            if not _newer(version, self._version):
+            if event.type == "BOOKMARK":
+                self._advance(msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version)
                 continue
+            obj = self._decode(event.object)
+            deleted = event.type == "DELETED"
+            self._advance(obj.metadata.resource_version)
+            if self._is_news(obj, deleted):
+                self._tell(self._follower.removed if deleted else self._follower.changed, obj)
+
+    def _advance(self, version: str) -> None:
+        """The next watch begins at the newest version that was heard of. Versions that are no numbers are believed."""
+        new, old = _number(version), _number(self._version)
+        if new is None or old is None or new > old:
             self._version = version
-            if obj is not None:
-                self._tell(self._follower.removed if event.type == "DELETED" else self._follower.changed, obj)
+
+    def _is_news(self, obj: ObjectT, deleted: bool) -> bool:
+        """Whether nothing newer is known of this object."""
+        key, version = _identity(obj), _number(obj.metadata.resource_version)
+        if version is not None:
+            if version <= max(self._listed, self._seen.get(key, 0), self._deleted.get(key, 0)):
+                return False
+            if deleted:
+                self._deleted[key] = version
+                if len(self._deleted) > _TOMBSTONES:
+                    del self._deleted[next(iter(self._deleted))]
+            else:
+                self._seen[key] = version
+        if deleted:
+            self._seen.pop(key, None)
+        return True
 
     def _reached(self) -> None:
         self._heard_at = self._clock()
+        self._refused_since = None
         self._pause = _FIRST_PAUSE
         self._warned_at = -_QUIET
 
@@ -264,9 +308,10 @@ class _Bookmark(msgspec.Struct):
     metadata: _BookmarkMetadata
 
 
-def _newer(version: str, than: str) -> bool:
-    """Versions are numbers, growing with every change (KEP-5504); should one not be, it is believed."""
-    try:
-        return int(version) > int(than)
-    except ValueError:
-        return version != than
+def _identity(obj: KubernetesObject) -> str:
+    return obj.metadata.uid or obj.metadata.name
+
+
+def _number(version: str) -> int | None:
+    """Versions are numbers that grow with every change of any object of a kind (KEP-5504)."""
+    return int(version) if version.isdecimal() else None

@@ -59,6 +59,8 @@ class ApiServer:
     delay: float = 0.0
     repeat_events: bool = False
     """Each event is told twice, and after the second one the first one again."""
+    swap_events: bool = False
+    """What changed at the same time is told in the wrong order."""
     hidden: set[str] = field(default_factory=set)
     """Collections that do not exist (404), as long as their CRD is missing."""
     forbidden: set[str] = field(default_factory=set)
@@ -229,6 +231,8 @@ class ApiServer:
 
     async def _watch(self, request: web.Request, collection: str) -> web.StreamResponse:
         position = int(request.query.get("resourceVersion") or 0)
+        if position > self.version:
+            return _failure(504, "Timeout: Too large resource version")
         if position < self.compacted and not self.gone_in_stream:
             return _failure(410, "too old resource version")
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
@@ -245,8 +249,9 @@ class ApiServer:
         try:
             while loop.time() < deadline:
                 news = self._news
-                for change in [c for c in self.log if c.version > position and c.collection == collection]:
-                    position = change.version
+                changes = [c for c in self.log if c.version > position and c.collection == collection]
+                position = max((change.version for change in changes), default=position)
+                for change in reversed(changes) if self.swap_events else changes:
                     for kind, obj in _seen(change, request.query):
                         for _ in range(2 if self.repeat_events else 1):
                             await _send(response, kind, obj)

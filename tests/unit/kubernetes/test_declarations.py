@@ -30,6 +30,7 @@ def objective(called: str, priority: int | None = None, **reference: str) -> dic
 @pytest.fixture
 async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[ApiServer]:
     monkeypatch.setattr(reflector, "_ABSENT_PAUSE", 0.1)
+    monkeypatch.setattr(reflector, "_ABSENT_AFTER", 0.2)
     async with ApiServer().serving() as made:
         yield made
 

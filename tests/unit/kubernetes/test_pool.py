@@ -267,6 +267,79 @@ async def test_faults(server: ApiServer, bench: Bench, monkeypatch: pytest.Monke
     assert set(emptied) == {"10.0.1.2:8000", "10.0.1.1:8000"}
 
 
+async def test_events_in_the_wrong_order(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    server.swap_events = True
+    server.put(PODS, pod("b", "10.0.0.2"))
+    server.put(PODS, pod("c", "10.0.0.3"))
+    server.put(PODS, pod("b", "10.0.0.2", ready=False))
+    server.put(PODS, pod("d", "10.0.0.4"))
+    server.delete(PODS, "d")  # its end is told before its beginning
+    server.put(PODS, pod("e", "10.0.0.5"))
+    await bench.until("10.0.0.1:8000", "10.0.0.3:8000", "10.0.0.5:8000")
+    await asyncio.sleep(0.1)
+    assert bench.addresses() == {"10.0.0.1:8000", "10.0.0.3:8000", "10.0.0.5:8000"}
+
+
+async def test_a_server_that_has_not_found_its_kinds_yet_empties_nothing(
+    server: ApiServer, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "_LONGEST_PAUSE", 0.2)
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    watcher = await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    server.hidden, server.forbidden = {POOLS}, {PODS}
+    server.compact()
+    server.drop()
+    asked = len(server.requests)
+    await until(lambda: len(server.requests) > asked + 4)
+    assert bench.addresses() == {"10.0.0.1:8000"}
+    assert watcher.synced
+    server.hidden, server.forbidden = set(), set()
+    server.put(PODS, pod("b", "10.0.0.2"))
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
+
+
+async def test_a_server_restored_from_a_backup(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    server.put(PODS, pod("b", "10.0.0.2"))
+    await bench.pool()
+    await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
+    await server.stop()
+    server.version = 50
+    server.log.clear()
+    server.objects[PODS.format("ns")].clear()
+    server.put(PODS, pod("a", "10.0.0.1"))
+    server.put(POOLS, pool("pool", 8000))
+    await server.start()
+    await bench.until("10.0.0.1:8000")
+    server.put(PODS, pod("c", "10.0.0.3"))
+    await bench.until("10.0.0.1:8000", "10.0.0.3:8000")
+
+
+async def test_another_selector_keeps_the_pool_known(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1", labels={"app": "vllm", "v": "2"}))
+    watcher = await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    server.delay = 0.3
+    lists = watcher.lists
+    server.put(POOLS, pool("pool", 8000, labels={"v": "2"}))
+    for _ in range(500):
+        assert watcher.synced
+        assert bench.addresses() == {"10.0.0.1:8000"}
+        if any("v%3D2" in request or "v=2" in request for request in server.requests) and watcher.lists >= lists:
+            break
+        await asyncio.sleep(0.01)
+    else:
+        raise AssertionError(server.requests[-5:])
+
+
 async def test_a_token_that_expires_is_read_again(server: ApiServer, tmp_path: Path) -> None:
     server.tokens = {"first": "me"}
     bench = Bench(server, tmp_path)
