@@ -2,7 +2,8 @@
 
 Simulated servers answer at 10 ms a token. Listed is the CPU of the picker and of Envoy per request. Collecting
 goes on meanwhile and goes by time: at a low rate it is a good part of a request's share, so the picker that collects
-almost nothing shows what the requests cost alone.
+almost nothing shows what the requests cost alone. A picker that always answers the same on the same transport shows
+what is left of that when nothing is decided: wake-ups, sockets and frames.
 
 A rate that this machine cannot keep up with is no rate: answers come seconds late, arrivals in bunches, and bunches are
 cheap. Where the first byte takes longer than `KEPT_UP_MS`, the row stays and says so, but no verdict comes from it.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from benchmarks.bench import ONLY_PICKS, Bench, Figures, row
@@ -22,7 +23,7 @@ from benchmarks.processes import child, picker, simulated_servers
 from benchmarks.procfs import cpu_seconds
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
-from epp.demo.picker import PickerProcess, Served
+from epp.demo.picker import Served
 from epp.demo.ports import free_ports
 
 SUMMARY = "through a real Envoy: CPU of picker and Envoy in full duplex and in light mode, at three rates"
@@ -35,6 +36,7 @@ KEPT_UP_MS = 100.0
 SLOW = (40.0, 100)
 BRISK = (200.0, 5)
 BUSY = (500.0, 2)
+CONSTANT = "light, constant answer"
 
 COLUMNS = columns(
     ("mode", "mode"),
@@ -50,10 +52,13 @@ COLUMNS = columns(
 )
 CASES = (
     ("standalone", False, False, SLOW),
+    (CONSTANT, False, False, SLOW),
     ("light", False, False, SLOW),
     ("light", False, True, SLOW),
+    (CONSTANT, False, False, BRISK),
     ("light", False, False, BRISK),
     ("light", False, True, BRISK),
+    (CONSTANT, False, False, BUSY),
     ("light", False, True, BUSY),
     ("standalone", True, False, SLOW),
     ("light", True, False, SLOW),
@@ -68,15 +73,15 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     latency = ("--inter-token-latency", "10ms", "--time-to-first-token", "5ms")
     limits = ("--max-model-len", "200000", "--max-num-seqs", "1000")
     async with simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as servers:
-        for flavour, tls, collecting, (rate, tokens) in bench.pick(smoke=CASES[4:5], quick=CASES[:5], full=CASES):
+        for flavour, tls, collecting, (rate, tokens) in bench.pick(smoke=CASES[4:6], quick=CASES[:6], full=CASES):
             runs: list[Figures] = []
             arguments = ["--rate", str(rate), "--tokens", str(tokens)]
             arguments += ["--seconds", str(seconds), "--warm-up", str(warm_up)]
             command = " ".join(["benchmarks.load.http_load", *arguments])
-            async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (process, envoy):
+            async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (pid, envoy):
                 for number in range(bench.rounds):
                     bench.say(f"{flavour}{', TLS' if tls else ''}, round {number + 1} of {bench.rounds}")
-                    runs.append(await _measure(bench, process, envoy, arguments))
+                    runs.append(await _measure(bench, pid, envoy, arguments))
             cells = {key: middle(runs, key) for key in ("picker", "envoy", "ttfb50", "ttfb99")}
             kept_up = cells["ttfb50"] <= KEPT_UP_MS
             table.rows.append(
@@ -99,22 +104,32 @@ async def run(bench: Bench, outcome: Outcome) -> None:
 @asynccontextmanager
 async def _gateway(
     bench: Bench, servers: list[Served], flavour: str, *, tls: bool, collecting: bool
-) -> AsyncIterator[tuple[PickerProcess, Envoy]]:
+) -> AsyncIterator[tuple[int, Envoy]]:
+    """The process id of the picker, and the Envoy before it."""
     folder = bench.subfolder()
-    async with picker(folder, servers, flags=() if collecting else ONLY_PICKS, tls=tls) as process:
+    async with AsyncExitStack() as stack:
+        if flavour == CONSTANT:
+            names = [f"{server.host}:{server.port}" for server in servers]
+            module = ("-m", "benchmarks.baseline.constant", *names)
+            process, said = await stack.enter_async_context(child(*module, log=folder / "constant.log"))
+            port, pid = int(said[0]), process.pid
+        else:
+            flags = () if collecting else ONLY_PICKS
+            ours = await stack.enter_async_context(picker(folder, servers, flags=flags, tls=tls))
+            port, pid = ours.grpc_port, ours.pid
         listen, admin = free_ports(2)
-        async with Envoy(Gateway(flavour, listen, admin, process.grpc_port, picker_tls=tls), folder) as envoy:
-            yield process, envoy
+        known = "light" if flavour == CONSTANT else flavour
+        yield pid, await stack.enter_async_context(Envoy(Gateway(known, listen, admin, port, picker_tls=tls), folder))
 
 
-async def _measure(bench: Bench, process: PickerProcess, envoy: Envoy, arguments: list[str]) -> Figures:
+async def _measure(bench: Bench, pid: int, envoy: Envoy, arguments: list[str]) -> Figures:
     """One run of the clients. RuntimeError when a request failed."""
     client = ("-m", "benchmarks.load.http_load", "--url", envoy.url, *arguments)
     async with child(*client, log=bench.folder / "http_load.log") as (clients, _):
-        before = cpu_seconds(process.pid), cpu_seconds(envoy.pid)
+        before = cpu_seconds(pid), cpu_seconds(envoy.pid)
         assert clients.stdout is not None
         line = await asyncio.wait_for(clients.stdout.readline(), 120)
-        after = cpu_seconds(process.pid), cpu_seconds(envoy.pid)
+        after = cpu_seconds(pid), cpu_seconds(envoy.pid)
     if not line:
         raise RuntimeError(f"the clients broke off:\n{(bench.folder / 'http_load.log').read_text()[-2000:]}")
     seen: dict[str, Any] = json.loads(line)
