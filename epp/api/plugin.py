@@ -320,7 +320,7 @@ class ObjectExtractor(Plugin[ParamsT]):
     """Hears of objects, on the event loop. `obj` is the JSON document; what it raises is counted and logged."""
 
     def object_changed(self, obj: Mapping[str, Any]) -> None:
-        """The object is new or has changed; also told of every object after the connection was lost."""
+        """The object is new or has changed."""
 
     def object_removed(self, obj: Mapping[str, Any]) -> None:
         """The object is gone; the last known state of it."""

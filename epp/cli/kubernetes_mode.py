@@ -24,6 +24,7 @@ from epp.kubernetes.declarations import Declared, InferenceModelRewrite, Inferen
 from epp.kubernetes.leader_election import ElectionSettings
 from epp.kubernetes.lease_store import ApiLease
 from epp.kubernetes.metrics_auth import MetricsAuth
+from epp.kubernetes.notifications import ObjectNotifications
 from epp.kubernetes.pool import PoolSource, PoolWatcher, SelectedPods
 from epp.telemetry.metrics import Registry
 from epp.transport.health import HealthState
@@ -87,6 +88,7 @@ class KubernetesMode:
         self._discovery = discovery
         self._environment = environment
         self._declared: list[Declared[Any]] = []
+        self._notifications: ObjectNotifications | None = None
 
     async def connect(self) -> None:
         """Sign in. `ConfigError`: there is no API server to be found."""
@@ -112,6 +114,7 @@ class KubernetesMode:
         connection = self._connected
         if not self._discovery:
             await self._follow(connection)
+            self._notify(connection, pool)
         if self._options.ha_enable_leader_election:
             await self._stand_for_election(connection, pool)
 
@@ -119,6 +122,8 @@ class KubernetesMode:
         """End of everything here; endpoints stay as they are."""
         if self.leadership is not None:
             await self.leadership.stop()
+        if self._notifications is not None:
+            await self._notifications.stop()
         for declared in self._declared:
             await declared.stop()
         if self.source is not None:
@@ -166,6 +171,17 @@ class KubernetesMode:
         await source.start()
         for declared in self._declared:
             declared.start()
+
+    def _notify(self, connection: ApiConnection, pool: Pool) -> None:
+        self._notifications = ObjectNotifications(
+            connection,
+            namespace_of(self._options, self._environment),
+            pool.assembly.object_sources,
+            clock=self._clock,
+            rng=self._rng,
+            metrics=self._registry,
+        )
+        self._notifications.start()
 
     def _declare(self, connection: ApiConnection, namespace: str, group: str) -> None:
         def objectives(objects: list[InferenceObjective]) -> None:

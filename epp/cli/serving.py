@@ -139,6 +139,8 @@ class Picker:
 
     def _kubernetes(self, rng: random.Random) -> KubernetesMode | None:
         discovery = self.pool.assembly.discovery is not None
+        for told in self.pool.assembly.object_sources if discovery else ():
+            log.warning("%s tells of nothing: endpoints come from a file, not from Kubernetes", told.source.name)
         if discovery and not self.options.ha_enable_leader_election:
             return None
         return KubernetesMode(

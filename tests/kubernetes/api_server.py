@@ -185,10 +185,12 @@ class ApiServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path
+        if path.count("/") == (2 if path.startswith("/api/") else 3):
+            return self._kinds(path)
         if path.endswith(("/tokenreviews", "/subjectaccessreviews")):
             return self._review(await request.json())
         collection, name = (path, "") if path.rsplit("/", 1)[1] == _plural(path) else path.rsplit("/", 1)
-        if any(collection == hidden.format(self.namespace) for hidden in self.hidden):
+        if not _here(collection, self.hidden, self.namespace):
             return _failure(404, "the server could not find the requested resource")
         if any(collection == forbidden.format(self.namespace) for forbidden in self.forbidden):
             return _failure(403, "forbidden")
@@ -212,6 +214,18 @@ class ApiServer:
             self.delete(collection, name)
             return web.json_response({"kind": "Status", "status": "Success"})
         return web.json_response(kept[name])
+
+    def _kinds(self, version: str) -> web.Response:
+        """Kinds of one group and version, as far as there are objects of them."""
+        resources = [
+            {"name": _plural(path), "kind": next(iter(kept.values()))["kind"], "namespaced": True, "verbs": ["list"]}
+            for path, kept in self.objects.items()
+            if kept and path.startswith(f"{version}/namespaces/") and _here(path, self.hidden, self.namespace)
+        ]
+        if not resources:
+            return _failure(404, "the server could not find the requested resource")
+        status = {"name": f"{resources[0]['name']}/status", "kind": resources[0]["kind"], "namespaced": True}
+        return web.json_response({"kind": "APIResourceList", "resources": [status, *resources]})
 
     async def _list(self, request: web.Request, collection: str) -> web.Response:
         items = [obj for obj in self.objects.get(collection, {}).values() if _matches(obj, request.query)]
@@ -277,6 +291,10 @@ class ApiServer:
         else:
             status = {"allowed": review["spec"]["user"] in self.readers}
         return web.json_response({**review, "status": status}, status=201)
+
+
+def _here(collection: str, hidden: set[str], namespace: str) -> bool:
+    return all(collection != one.format(namespace) for one in hidden)
 
 
 def _plural(path: str) -> str:
