@@ -48,7 +48,7 @@ using std::vector;
 
 // ---- options -------------------------------------------------------------------------------------------------------
 static string HOST = "127.0.0.1", LABEL = "-";
-static int PORT = 50051, CONNS = 1, CONCURRENCY = 1, BODY = 512, CHUNKS = 1, CHUNK = 200, PIPELINE = 0, TLS = 0;
+static int PORT = 50051, CONNS = 1, CONCURRENCY = 1, BODY = 512, IDS = 0, CHUNKS = 1, CHUNK = 200, PIPELINE = 0, TLS = 0;
 static double DURATION = 3, WARMUP = 0.7, RATE = 0, TOKEN_MS = 0, RESET = 0, DISCONNECT = 0;
 static long ONCE = 0;
 static vector<int> PIDS;
@@ -368,21 +368,33 @@ static void make_messages() {
   const string after =
       "\"}],\"max_tokens\":256,\"temperature\":0.7,\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
   for (int variant = 0; variant < VARIANTS; variant++) {
-    int room = max(0, BODY - (int)before.size() - (int)after.size());
-    string text;
-    auto fill = [&](unsigned seed, int size) {
-      std::mt19937 r(seed);
-      while ((int)text.size() < size) text += words.substr(r() % 40, 20) + std::to_string(r() % 100);
-      text.resize(size);
-    };
-    fill(variant / 4, room / 2);
-    fill(1000 + variant, room);
-    string body = before + text + after;
+    string text, body;
+    if (IDS) {
+      text = "{\"model\":\"m\",\"max_tokens\":256,\"stream\":true,\"prompt\":[";
+      auto draw = [&](unsigned seed, int count) {  // five digits each; event publishers know these prompts
+        std::mt19937 r(seed);
+        for (int i = 0; i < count; i++) text += std::to_string(r() % 90000 + 10000) + ",";
+      };
+      draw(variant / 4, IDS / 2);
+      draw(1000 + variant, IDS - IDS / 2);
+      text.back() = ']';
+      body = text + "}";
+    } else {
+      int room = max(0, BODY - (int)before.size() - (int)after.size());
+      auto fill = [&](unsigned seed, int size) {
+        std::mt19937 r(seed);
+        while ((int)text.size() < size) text += words.substr(r() % 40, 20) + std::to_string(r() % 100);
+        text.resize(size);
+      };
+      fill(variant / 4, room / 2);
+      fill(1000 + variant, room);
+      body = before + text + after;
+    }
     request_body_length = body.size();
     string request, protocol;
     put_bytes(request, 2,
               http_headers({{":authority", "gw.example.com"},
-                            {":path", "/v1/chat/completions"},
+                            {":path", IDS ? "/v1/completions" : "/v1/chat/completions"},
                             {":method", "POST"},
                             {":scheme", "http"},
                             {"user-agent", "OpenAI/Python 1.51.0"},
@@ -572,6 +584,7 @@ static void usage() {
           "  -k N           closed loop: streams in flight, over all connections (1)\n"
           "  --rate R       open loop instead: R new streams/s, Poisson arrivals\n"
           "  --body BYTES   request body (512; at least ~250)\n"
+          "  --ids N        a prompt of N token ids instead, for /v1/completions\n"
           "  -n N           response chunks (1); 0 = response_body_mode NONE\n"
           "  --chunk BYTES  size of a response chunk (200)\n"
           "  --tokms MS     time between response chunks (0: each as soon as the last was echoed)\n"
@@ -601,6 +614,7 @@ static void parse(int ac, char **av) {
     else if (a == "--conns") CONNS = stoi(v);
     else if (a == "-k") CONCURRENCY = stoi(v);
     else if (a == "--body") BODY = stoi(v);
+    else if (a == "--ids") IDS = stoi(v);
     else if (a == "-n") CHUNKS = stoi(v);
     else if (a == "--chunk") CHUNK = stoi(v);
     else if (a == "--dur") DURATION = stod(v);

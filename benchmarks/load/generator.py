@@ -68,8 +68,9 @@ def _install() -> None:
 class Load:
     """One measurement. `streams` in flight (closed loop), or `rate` streams/s; bytes; `chunks` 0: no response body.
 
-    `token_ms`: time between response chunks, 0: the next as soon as the last was echoed. `once`: end after that many
-    streams. `reset`: share of the streams that are reset on their way. `disconnect`: connections dropped per second.
+    `ids`: a prompt of so many token ids in place of `body` bytes. `token_ms`: time between response chunks, 0: the next
+    as soon as the last was echoed. `once`: end after that many streams. `reset`: share of the streams that are reset on
+    their way. `disconnect`: connections dropped per second.
     """
 
     body: int = 4096
@@ -84,12 +85,14 @@ class Load:
     once: int = 0
     reset: float = 0.0
     disconnect: float = 0.0
+    ids: int = 0
 
     def arguments(self) -> list[str]:
         """The generator's command line without port and process."""
         words = ["--conns", self.connections, "--body", self.body, "-n", self.chunks]
         words += ["--rate", self.rate] if self.rate else ["-k", self.streams]
         words += ["--tokms", self.token_ms] if self.token_ms else []
+        words += ["--ids", self.ids] if self.ids else []
         words += ["--once", self.once] if self.once else []
         words += ["--reset", self.reset] if self.reset else []
         words += ["--disconnect", self.disconnect] if self.disconnect else []

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.bench import Bench
 from benchmarks.figures import Outcome
 from benchmarks.scenarios import (
+    event_storm,
     freshness,
     grid,
     headline,
@@ -40,6 +41,7 @@ SCENARIOS = {
     "memory": Scenario(memory.SUMMARY, memory.run),
     "prefix-index": Scenario(prefix_index.SUMMARY, prefix_index.run),
     "tokenization": Scenario(tokenization.SUMMARY, tokenization.run),
+    "event-storm": Scenario(event_storm.SUMMARY, event_storm.run),
     "grid": Scenario(grid.SUMMARY, grid.run),
     "soak": Scenario(soak.SUMMARY, soak.run),
 }

@@ -3,6 +3,9 @@
 A slice lasts half a millisecond; then everything else on the loop has its turn, requests above all. Within a slice the
 publishers that have something take turns, and each pays for the time that its messages cost, so that one that floods
 gets no more than its share. What is not read waits in ZMQ's queues, which are bounded, and then at the publisher.
+
+A call of the sink costs nearly the same for 1 block as for 100. So what waits at one publisher is gathered over a turn
+and given to the sink at once: the further the picker is behind, the cheaper a block gets. The call ends the turn.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import zmq
 from epp.api.plugin import Clock
 from epp.kvevents.bound import BoundSubscription
 from epp.kvevents.decoding import Batch
-from epp.kvevents.events import EventSink
+from epp.kvevents.events import AllBlocksCleared, EventSink, KVEvent
 from epp.kvevents.host import Source
 from epp.kvevents.publisher import Subscription
 from epp.kvevents.settings import Progress, Publisher, PublisherState, ReceiverSettings, ReceiverStats
@@ -28,7 +31,9 @@ log = logging.getLogger(__name__)
 _TURN = 0.0001  # seconds of a publisher's turn
 _STEPS = 64  # in a turn, for clocks that stand still
 _TICK = 1.0
-_OVERRUN = 4  # a slice this many times too long (one huge event) is followed by a rest of the same length
+_GATHERED = 1024  # blocks that end a turn; in most turns the publisher has less
+_GATHERING = 2  # slices that reading for one call of the sink may take
+_OVERRUN = 8  # a slice this many times too long (one huge event) is followed by a rest of the same length
 _QUIET = 60.0  # seconds between two log lines of the same kind
 
 
@@ -63,6 +68,8 @@ class KVEventReceiver:
         self._ready: deque[Source] = deque()
         self._queued: set[Source] = set()
         self._credit: dict[Source, float] = {}
+        self._gathered: dict[str, tuple[PublisherState, list[KVEvent]]] = {}  # by endpoint, within a turn
+        self._blocks = 0
         self._scheduled: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._replaying: set[Subscription] = set()
@@ -179,15 +186,29 @@ class KVEventReceiver:
     # What publishers use.
 
     def apply(self, state: PublisherState, batch: Batch) -> None:
+        """The sink gets these events at the end of the turn, with others of the same endpoint."""
+        gathered = self._gathered.get(state.endpoint)
+        if gathered is None:
+            gathered = self._gathered[state.endpoint] = (state, [])
+        gathered[1].extend(batch.events)
+        self._blocks += sum(
+            1 if isinstance(event, AllBlocksCleared) else len(event.block_hashes) for event in batch.events
+        )
+
+    def _flush(self) -> None:
         """Give events to the sink; its errors are counted, and do not stop the stream."""
-        try:
-            self.sink.apply(state.endpoint, batch.events)
-        except Exception:
-            state.sink_errors += 1
-            self._warn("sink", f"the index refused events of {state.endpoint}", trace=True)
+        self._blocks = 0
+        while self._gathered:
+            endpoint, (state, events) = self._gathered.popitem()
+            try:
+                self.sink.apply(endpoint, events)
+            except Exception:
+                state.sink_errors += 1
+                self._warn("sink", f"the index refused events of {endpoint}", trace=True)
 
     def clear_endpoint(self, endpoint: str) -> None:
-        """Forget what the endpoint holds."""
+        """Forget what the endpoint holds, and what it told before."""
+        self._gathered.pop(endpoint, None)
         try:
             self.sink.clear(endpoint)
         except Exception:
@@ -272,12 +293,11 @@ class KVEventReceiver:
             source = ready[0]
             credit = min(self._credit.get(source, 0.0) + _TURN, _TURN)
             more = True
-            for _ in range(_STEPS):
-                if credit <= 0 or now >= end or not more:
-                    break
-                more = self._step(source)
-                before, now = now, clock()
-                credit -= now - before
+            if credit > 0:
+                turn = now
+                more = self._turn(source, now + _GATHERING * self.settings.slice_seconds)
+                now = clock()
+                credit -= now - turn
             if not ready or ready[0] is not source:  # it was removed meanwhile
                 continue
             ready.popleft()
@@ -297,6 +317,16 @@ class KVEventReceiver:
                 self._scheduled = self._loop.call_later(took, self._slice)
             else:
                 self._scheduled = self._loop.call_soon(self._slice)
+
+    def _turn(self, source: Source, end: float) -> bool:
+        """Read what waits there until it is enough for one call of the sink. False: nothing more is there."""
+        more = True
+        for _ in range(_STEPS):
+            more = self._step(source)
+            if not more or self._blocks >= _GATHERED or self.clock() >= end:
+                break
+        self._flush()
+        return more
 
     def _step(self, source: Source) -> bool:
         try:
