@@ -110,8 +110,10 @@ class PodEndpoints:
         there = {_key(pod): pod for pod in objects}
         for key in [key for key in self._pods if key not in there]:
             self._drop(key)
-        for pod in there.values():
-            self.changed(pod)
+        for key, pod in there.items():
+            known = self._pods.get(key)
+            if known is None or known.metadata.resource_version != pod.metadata.resource_version:
+                self.changed(pod)
 
     def changed(self, obj: Pod) -> None:
         """A pod is new or has changed."""
