@@ -9,11 +9,11 @@ import logging
 import os
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from epp.api.endpoints import EndpointTable
-from epp.api.plugin import Clock
+from epp.api.plugin import Clock, Parser
 from epp.cli.flags import FlagError, ServeOptions
 from epp.cli.high_availability import Leadership, lease_name
 from epp.director.objectives import ObjectiveTable
@@ -88,6 +88,8 @@ class KubernetesMode:
         self._discovery = discovery
         self._environment = environment
         self._declared: list[Declared[Any]] = []
+        self._parsers: Sequence[Parser[Any]] = ()
+        self._unfit = ""
         self._notifications: ObjectNotifications | None = None
 
     async def connect(self) -> None:
@@ -106,12 +108,26 @@ class KubernetesMode:
 
     @property
     def synced(self) -> bool:
-        """Whether the endpoints are known."""
-        return self.source is None or self.source.synced
+        """Whether the endpoints are known, and every parser understands what their servers speak."""
+        return self.source is None or (self.source.synced and self._fits(self.source.protocol))
+
+    def _fits(self, protocol: str) -> bool:
+        unfit = [parser.name for parser in self._parsers if parser.protocols and protocol not in parser.protocols]
+        if not protocol or not unfit:
+            self._unfit = ""
+            return True
+        if self._unfit != protocol:
+            self._unfit = protocol
+            log.error(
+                "not ready: the pool's appProtocol is %s, which %s cannot speak: change one of them",
+                protocol, ", ".join(unfit),
+            )  # fmt: skip
+        return False
 
     async def start(self, pool: Pool) -> None:
         """Follow the pool and what belongs to it, and stand for election."""
         connection = self._connected
+        self._parsers = pool.assembly.parsers
         if not self._discovery:
             await self._follow(connection)
             self._notify(connection, pool)

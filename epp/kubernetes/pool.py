@@ -72,6 +72,10 @@ class PoolSource(Protocol):
     """Where endpoints come from."""
 
     @property
+    def protocol(self) -> str:
+        """What the pool's servers speak: `http`, `h2c`; "" when nobody says."""
+
+    @property
     def synced(self) -> bool:
         """Whether the endpoints have been known once."""
 
@@ -101,6 +105,7 @@ class SelectedPods:
         rng: random.Random,
     ) -> None:
         self.endpoints = PodEndpoints(table, ports)
+        self.protocol = ""
         self._reflector = Reflector(
             connection,
             f"/api/v1/namespaces/{namespace}/pods",
@@ -220,7 +225,7 @@ class PoolWatcher:
         if not obj.ports or not obj.labels:
             log.warning("InferencePool %s/%s has no selector or no ports: left as it was", self._namespace, self.name)
             return
-        self.protocol = obj.spec.app_protocol
+        self.protocol = obj.spec.app_protocol.removeprefix("kubernetes.io/")
         self.endpoints.set_ports(obj.ports)
         selector = selector_of(obj.labels)
         if selector == self._selector:

@@ -144,6 +144,38 @@ async def test_from_nothing_to_the_first_routed_request(tmp_path: Path) -> None:
         assert seen == {"0", "1"}
 
 
+GRPC_ONLY = """
+from epp_plugins.parsers.openai import OpenAIParser
+
+
+class GrpcOnly(OpenAIParser):
+    type = "grpc-only"
+    protocols = ("h2c",)
+"""
+
+
+async def test_servers_that_no_parser_understands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grpc_only.py").write_text(GRPC_ONLY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = (
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"
+        "plugins: [{type: 'grpc_only:GrpcOnly', name: grpc}]\n"
+        "requestHandler: {parsers: [{pluginRef: grpc}]}\n"
+    )
+    async with cluster(tmp_path, config=config) as c:
+        c.api.put(POOLS, pool("pool", c.pods.port, appProtocol="http"))
+        c.add(0)
+        await c.until("p0")
+        await asyncio.sleep(1.2)
+        assert not c.picker.health.ready
+        c.api.put(POOLS, pool("pool", c.pods.port, appProtocol="kubernetes.io/h2c"))
+        for _ in range(100):
+            if c.picker.health.ready:
+                break
+            await asyncio.sleep(0.05)
+        assert c.picker.health.ready
+
+
 async def test_objectives_and_rewrites(tmp_path: Path) -> None:
     async with cluster(tmp_path) as c:
         c.api.put(POOLS, pool("pool", c.pods.port))

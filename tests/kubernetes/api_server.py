@@ -347,8 +347,8 @@ def pod(
     }
 
 
-def pool(name: str, *ports: int, labels: dict[str, str] | None = None) -> Object:
-    """An InferencePool."""
+def pool(name: str, *ports: int, labels: dict[str, str] | None = None, **spec: Any) -> Object:
+    """An InferencePool; `spec` is added to its own."""
     return {
         "kind": "InferencePool",
         "metadata": {"name": name},
@@ -356,5 +356,6 @@ def pool(name: str, *ports: int, labels: dict[str, str] | None = None) -> Object
             "selector": {"matchLabels": {"app": "vllm"} if labels is None else labels},
             "targetPorts": [{"number": port} for port in ports],
             "endpointPickerRef": {"name": "epp", "port": {"number": 9002}},
+            **spec,
         },
     }
