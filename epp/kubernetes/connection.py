@@ -100,11 +100,14 @@ class ApiConnection:
 
     async def _headers(self) -> dict[str, str]:
         """Asked for each call: tokens of service accounts live for an hour, and the file is read again every minute."""
-        settings = await self._configuration.auth_settings()
+        try:
+            settings = await self._configuration.auth_settings()
+        except Exception as error:  # whatever a way to sign in raises: a file that is being replaced, a command
+            raise OSError(f"the credentials for {self._host} cannot be read: {error}") from error
         bearer = settings.get("BearerToken")
         headers = {"Accept": "application/json"}
         if bearer is not None and bearer.get("value"):
-            headers["Authorization"] = bearer["value"]
+            headers["Authorization"] = bearer["value"].strip()
         return headers
 
 
