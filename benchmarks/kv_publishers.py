@@ -78,7 +78,8 @@ class Ring:
     """The messages of one lap of one publisher, and where in them the lap's number goes."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        messages, places = [], []
+        messages: list[bytes] = []
+        places: list[int] = []
         for _ in range(RING):
             hashes = (
                 (rng.integers(0, 1 << 47, BLOCKS, dtype=np.uint64) << np.uint64(16)) | np.uint64(1 << 63)
@@ -112,7 +113,8 @@ class Ring:
         """A message, with the time as it is now."""
         row = self._bytes[number]
         row[2:10] = np.frombuffer(struct.pack(">d", time.time()), dtype=np.uint8)
-        return row.tobytes()
+        payload: bytes = row.tobytes()
+        return payload
 
 
 class Publisher:

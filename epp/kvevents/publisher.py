@@ -36,6 +36,7 @@ class _Plan(msgspec.Struct):
     start: int = 0
     first: bool = True
     again: bool = False
+    missing: int = 0  # messages that live events left out while it waited or ran from 0, and that it may bring
     reconnected: bool = False  # while it ran: its answers may be those of a process that is gone
 
 
@@ -207,7 +208,10 @@ class Subscription:
         self._apply(seq, payload, live=True)
 
     def _lose(self, messages: int) -> None:
-        self.state.lost += messages
+        if self._plan is not None and self._plan.full:
+            self._plan.missing += messages
+        else:
+            self.state.lost += messages
         if messages > 0:
             self._damaged = self._torn = True
 
@@ -307,6 +311,7 @@ class Subscription:
             self._failures = 0
         else:
             self.state.replays_failed += 1
+            self.state.lost += plan.missing
             self._failures += 1
             self._damaged = True
         if self.synced or not success:  # the very first replay may be followed by one that closes the seam at once
@@ -328,6 +333,7 @@ class Subscription:
     def _abandon_replay(self) -> None:
         plan, self._plan = self._plan, None
         if plan is not None:
+            self.state.lost += plan.missing
             self._close_conversation(plan)
             self._host.release_replay(self)
 

@@ -132,6 +132,50 @@ async def test_answers_that_are_lost_are_asked_for_again(stage: Any) -> None:
     assert server.requests[-1] > server.requests[-2]
 
 
+@pytest.mark.parametrize("answered", [True, False])
+async def test_what_the_first_replay_brings_is_not_lost(stage: Any, answered: bool) -> None:
+    server = stage.server()
+    for number in range(10):
+        server.publish(store=[number], lost=True)
+    server.mute = not answered
+    receiver = stage.receiver(replay_patience=0.3)
+    receiver.add(_ENDPOINT, [server.publisher])
+    while not _state(receiver).messages:  # a live message comes before the first answer
+        server.publish(store=[server.seq])
+        await asyncio.sleep(0.01)
+    first = min(stage.ledger.held[_ENDPOINT])
+    assert _state(receiver).lost == 0
+    await stage.until(lambda: receiver.progress().ready)
+    if answered:
+        await stage.until(lambda: stage.ledger.held.get(_ENDPOINT) == server.held)
+        assert _state(receiver).lost == 0
+    else:
+        assert _state(receiver).lost == first
+
+
+async def test_what_waits_is_given_to_the_index_together(stage: Any) -> None:
+    server = stage.server(replay=False)
+    receiver = await stage.follow(server)
+    sizes: list[int] = []
+    apply = stage.ledger.apply
+
+    def note(endpoint: str, events: Any) -> None:
+        sizes.append(len(events))
+        apply(endpoint, events)
+
+    stage.ledger.apply = note
+    for number in range(300):
+        server.publish(store=[number])
+    server.clear()
+    for number in range(300, 330):
+        server.publish(store=[number])
+    await stage.until(lambda: 329 in stage.ledger.held.get(_ENDPOINT, ()))
+    assert stage.ledger.held[_ENDPOINT] == set(range(300, 330))
+    assert sum(sizes) == 331
+    assert max(sizes) > 4
+    assert receiver.stats().sink_errors == 0
+
+
 async def test_a_dead_replay_port_delays_only_for_its_patience(stage: Any) -> None:
     server = stage.server()
     server.mute = True
