@@ -37,7 +37,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _ABSENT_PAUSE = 5.0
 _ABSENT_AFTER = 30.0
-_TOMBSTONES = 4096
+_TOMBSTONES = 1024
 """Versions of deleted objects that are remembered, so that no late event brings one back."""
 _QUIET = 60.0
 _BEGIN_ANEW = frozenset({410, 504})

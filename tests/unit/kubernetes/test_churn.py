@@ -11,6 +11,7 @@ import os
 import random
 import time
 import tracemalloc
+from array import array
 from pathlib import Path
 
 from epp.api.endpoints import Endpoint, EndpointTable
@@ -28,9 +29,15 @@ class Latencies:
 
     def __init__(self, table: EndpointTable) -> None:
         self.told: dict[str, float] = {}
-        self.took: list[float] = []
+        self.took = array("d")
+        self.unseen = 0
         table.on_added(self._seen)
         table.on_removed(self._seen)
+
+    def tell(self, host_port: str) -> None:
+        """A change is made now. One that was not seen yet never will be measured: a slow machine, and a short life."""
+        self.unseen += host_port in self.told
+        self.told[host_port] = time.monotonic()
 
     def _seen(self, _row: int, endpoint: Endpoint) -> None:
         at = self.told.pop(endpoint.host_port, None)
@@ -70,13 +77,13 @@ async def test_a_thousand_pods_come_and_go(tmp_path: Path) -> None:
                 if len(alive) >= PODS_AT_ONCE:
                     name = rng.choice(list(alive))
                     gone = alive.pop(name)
-                    latencies.told[f"{gone}:8000"] = time.monotonic()
+                    latencies.tell(f"{gone}:8000")
                     deleted.append((time.monotonic(), f"{gone}:8000"))
                     server.delete(PODS, name)
                 else:
                     number += 1
                     alive[f"p{number}"] = address(number)
-                    latencies.told[f"{address(number)}:8000"] = time.monotonic()
+                    latencies.tell(f"{address(number)}:8000")
                     server.put(PODS, pod(f"p{number}", address(number)))
             while deleted and deleted[0][0] < time.monotonic() - STALE_SECONDS:
                 stale += table.row_of(deleted.pop(0)[1]) is not None
@@ -99,7 +106,8 @@ async def test_a_thousand_pods_come_and_go(tmp_path: Path) -> None:
         )
         assert {endpoint.host_port for endpoint in table.all(0.0)} == {f"{ip}:8000" for ip in alive.values()}
         assert stale == 0
-        assert len(took) == changes
+        assert len(took) >= changes - 2 * latencies.unseen
+        assert latencies.unseen < changes / 100
         assert len(watcher.endpoints._owner) == len(watcher.endpoints._rows) == watcher.endpoints.pods == len(alive)
         assert len(table.endpoints) <= 2048  # rows are used again
         assert last < middle + 500_000
