@@ -34,27 +34,26 @@ log = logging.getLogger("epp")
 _POD = re.compile(r"(.+)-[a-z0-9]+-[a-z0-9]+")
 
 
-def wanted(options: ServeOptions, *, discovery: bool) -> bool:
-    """Whether any flag needs an API server. `discovery`: endpoints come from a plugin."""
-    return not discovery or options.ha_enable_leader_election or options.metrics_endpoint_auth
-
-
 def namespace_of(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> str:
     """`--pool-namespace`, then `$NAMESPACE`, then `default`."""
     return options.pool_namespace or environment.get("NAMESPACE", "") or "default"
 
 
 def pool_name(options: ServeOptions, environment: Mapping[str, str] = os.environ) -> str:
-    """The pool's name for metrics and the lease; with a selector it is the Deployment's, from `$POD_NAME`."""
-    if options.pool_name:
-        return options.pool_name
+    """The pool's name for metrics and the lease; with a selector it is the Deployment's, from `$POD_NAME`.
+
+    `FlagError`: replicas that do not know it would not share one lease.
+    """
+    if options.pool_name or not options.endpoint_selector:
+        return options.pool_name or "epp"
     pod = environment.get("POD_NAME", "")
-    if options.endpoint_selector:
-        if not pod:
-            raise FlagError("--endpoint-selector needs the environment variable POD_NAME (downward API: metadata.name)")
-        found = _POD.fullmatch(pod)
-        return found[1] if found else pod
-    return "epp"
+    if not pod and options.ha_enable_leader_election:
+        raise FlagError(
+            "--endpoint-selector with --ha-enable-leader-election needs the environment variable POD_NAME "
+            "(downward API: metadata.name)"
+        )
+    found = _POD.fullmatch(pod)
+    return found[1] if found else pod or "epp"
 
 
 class KubernetesMode:

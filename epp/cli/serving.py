@@ -20,7 +20,7 @@ from epp.api.endpoints import EndpointTable
 from epp.api.plugin import Plugin
 from epp.cli.declarations_file import DeclarationsFile
 from epp.cli.flags import ServeOptions, check_pool
-from epp.cli.kubernetes_mode import KubernetesMode
+from epp.cli.kubernetes_mode import KubernetesMode, pool_name
 from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
 from epp.config.load import Loaded, load, load_file
 from epp.datalayer.cadence import CollectorSettings
@@ -116,7 +116,7 @@ class Picker:
         recorder = MetricsRecorder(self._request_metrics, log, self.clock, response_seen=not options.response_bypass)
         recorder.watch(table)
         return Pool(
-            options.pool_name or "epp",
+            pool_name(options, self._environment),
             assembly,
             table,
             recorder=recorder,

@@ -12,6 +12,7 @@ import asyncio
 import base64
 import copy
 import json
+import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -189,11 +190,16 @@ class ApiServer:
             return self._kinds(path)
         if path.endswith(("/tokenreviews", "/subjectaccessreviews")):
             return self._review(await request.json())
+        of_object = path.removesuffix("/status")
+        status = of_object != path and not of_object.endswith("/" + _plural(path))
+        path = of_object if status else path
         collection, name = (path, "") if path.rsplit("/", 1)[1] == _plural(path) else path.rsplit("/", 1)
         if not _here(collection, self.hidden, self.namespace):
             return _failure(404, "the server could not find the requested resource")
         if any(collection == forbidden.format(self.namespace) for forbidden in self.forbidden):
             return _failure(403, "forbidden")
+        if status:
+            return await self._status(request, collection, name)
         if request.method == "GET" and not name:
             return await (self._watch if request.query.get("watch") else self._list)(request, collection)
         kept = self.objects.setdefault(collection, {})
@@ -214,6 +220,18 @@ class ApiServer:
             self.delete(collection, name)
             return web.json_response({"kind": "Status", "status": "Success"})
         return web.json_response(kept[name])
+
+    async def _status(self, request: web.Request, collection: str, name: str) -> web.Response:
+        """The status subresource: nothing else of the object changes."""
+        kept = self.objects.get(collection, {}).get(name)
+        if kept is None:
+            return _failure(404, f"{name} not found")
+        if request.method == "PUT":
+            sent = await request.json()
+            if sent["metadata"].get("resourceVersion", "") not in ("", kept["metadata"]["resourceVersion"]):
+                return _failure(409, "the object has been modified")
+            kept = self._commit(collection, {**kept, "status": sent.get("status", {})}, kept)
+        return web.json_response(kept)
 
     def _kinds(self, version: str) -> web.Response:
         """Kinds of one group and version, as far as there are objects of them."""
@@ -305,11 +323,27 @@ def _plural(path: str) -> str:
 
 def _matches(obj: Object, query: Any) -> bool:
     labels = obj["metadata"].get("labels") or {}
-    selector = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
+    selector = [part for part in re.split(r",(?![^(]*\))", query.get("labelSelector", "")) if part]
     fields = [part.partition("=") for part in query.get("fieldSelector", "").split(",") if part]
-    return all(labels.get(key) == value.lstrip("=") for key, _, value in selector) and all(
+    return all(_selected(labels, part) for part in selector) and all(
         key == "metadata.name" and obj["metadata"]["name"] == value for key, _, value in fields
     )
+
+
+def _selected(labels: dict[str, str], requirement: str) -> bool:
+    """One requirement of a label selector: `a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a`, `!a`."""
+    among = re.fullmatch(r"\s*(\S+)\s+(in|notin)\s+\(([^)]*)\)\s*", requirement)
+    if among:
+        values = {value.strip() for value in among[3].split(",")}
+        return (labels.get(among[1]) in values) == (among[2] == "in")
+    if "!=" in requirement:
+        key, _, value = requirement.partition("!=")
+        return labels.get(key.strip()) != value.strip()
+    if "=" in requirement:
+        key, _, value = requirement.partition("=")
+        return labels.get(key.strip()) == value.lstrip("=").strip()
+    wanted = requirement.strip()
+    return wanted[1:] not in labels if wanted.startswith("!") else wanted in labels
 
 
 def _seen(change: Change, query: Any) -> list[tuple[str, Object]]:
