@@ -5,7 +5,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY epp epp
 COPY plugins plugins
 COPY benchmarks/simulator benchmarks/simulator
-RUN python -m venv /opt/epp && /opt/epp/bin/pip install --no-cache-dir '.[grpcio,otel]'
+RUN python -m venv /opt/epp && /opt/epp/bin/pip install --no-cache-dir '.[grpcio,kubernetes,otel]'
 
 FROM python:3.13-slim
 COPY --from=build /opt/epp /opt/epp
