@@ -235,6 +235,23 @@ async def test_no_pick_fails_whatever_happens_to_the_api_server(tmp_path: Path) 
         c.api.repeat_events = True
         c.api.put(PODS, pod("p0", c.pods.address(0), deletionTimestamp="2026-01-01T00:00:00Z"))
         await c.until("p1", "p2")
+        c.api.swap_events = True
+        c.api.put(PODS, pod("p0", c.pods.address(0), ready=False))
+        c.api.put(PODS, pod("p0", c.pods.address(0)))
+        await c.until("p0", "p1", "p2")
+        for fault in ("429", "no such kind", "expired token", "too old, as a status", "slow"):
+            c.api.status = 429 if fault == "429" else 0
+            c.api.hidden = {POOLS} if fault == "no such kind" else set()
+            c.api.tokens = {"another": "picker"} if fault == "expired token" else None
+            c.api.gone_in_stream = fault != "too old, as a status"
+            c.api.delay = 0.2 if fault == "slow" else 0.0
+            c.api.version += 1
+            c.api.compact()
+            c.api.drop()
+            await asyncio.sleep(0.4)
+        c.api.delay = 0.0
+        c.api.delete(PODS, "p2")
+        await c.until("p0", "p1")
         going = False
         await asyncio.gather(*clients)
         assert set(statuses) == {200}
