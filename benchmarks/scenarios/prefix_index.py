@@ -31,6 +31,7 @@ ENDPOINTS = [f"10.0.0.{number}:8000" for number in range(64)]
 MOST_BYTES = 64.0
 MOST_LOOKUP_MS = 1.5
 MOST_MICROSECONDS = 1.0
+MOST_CALL_MS = 5.0
 PROMPT = 8192
 
 COLUMNS = columns(
@@ -65,12 +66,19 @@ def _measure(bench: Bench, outcome: Outcome) -> None:
 
     bench.say(f"filling {size} blocks")
     held: list[list[BlockStored]] = []
+    growing: list[float] = []
     for number, batch in enumerate(_batches(rng, size)):
+        began = time.thread_time()
         index.apply(ENDPOINTS[number % 64], batch)
+        growing.append((time.thread_time() - began) * 1e3)
         if number % (size // 16384 or 1) == 0:
             held.append(batch)
     add("memory", "bytes/block", [index.blocks.size_bytes / index.blocks.count], MOST_BYTES)
     add("resident memory of the process that came", "bytes/block", [(_resident() - before) / index.blocks.count])
+    add("one call of 1 024 blocks while the index grows, CPU", "ms", growing)
+    longest = [float(np.percentile(growing, share)) for share in (99, 99.9)]
+    add("the same, 99th percentile", "ms", longest[:1])
+    add("the same, 99.9th percentile", "ms", longest[1:], MOST_CALL_MS)
     bench.say("lookups")
     whole, match, calls = _lookups(index, rng, bench.pick(smoke=2, quick=8, full=8))
     add(f"lookup of {PROMPT} blocks, hashing included", "ms", whole, MOST_LOOKUP_MS)

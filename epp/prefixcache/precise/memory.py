@@ -40,7 +40,7 @@ def reserve(count: int, dtype: DTypeLike) -> Array:
     size = count * wanted.itemsize
     if size <= SMALL_BYTES:
         return np.zeros(count, dtype=wanted)
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         try:
             memory.madvise(mmap.MADV_NOHUGEPAGE)
