@@ -24,7 +24,7 @@ from tests.kubernetes.api_server import LEASES, PODS, POOLS, ApiServer, pod, poo
 
 ROUNDS = 20
 LEASE, RETRY, HEALTH = 1.0, 0.2, 0.25
-GAP = 2 * LEASE + 4 * HEALTH + 3.0
+GAP = 2 * LEASE + 4 * HEALTH + 6.0
 """After a kill nobody leads until the lease has run out and the gateway has seen the next one; with room for a slow
 machine."""
 
@@ -46,7 +46,7 @@ class Replica:
         grpc, health, metrics = self.ports
         command = [sys.executable, "-m", "epp", "serve", "--pool-name=pool", "--pool-namespace=ns", "--health-checking"]
         command += [f"--grpc-port={grpc}", f"--grpc-health-port={health}", f"--metrics-port={metrics}"]
-        command += ["--listen-address=127.0.0.1", "--secure-serving=false", "--tracing=false", "--drain-timeout=3s"]
+        command += ["--listen-address=127.0.0.1", "--secure-serving=false", "--tracing=false", "--drain-timeout=4s"]
         command += ["--ha-enable-leader-election", f"--ha-lease-duration={LEASE}s", f"--ha-retry-period={RETRY}s"]
         command += ["--metrics-endpoint-auth=false"]
         command += ["--config-text", "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n"]
