@@ -140,7 +140,7 @@ async def test_what_the_first_replay_brings_is_not_lost(stage: Any, answered: bo
     server.mute = not answered
     receiver = stage.receiver(replay_patience=0.3)
     receiver.add(_ENDPOINT, [server.publisher])
-    while not _state(receiver).messages:  # a live message comes before the first answer
+    while not stage.ledger.held.get(_ENDPOINT):  # a live message comes before the first answer
         server.publish(store=[server.seq])
         await asyncio.sleep(0.01)
     first = min(stage.ledger.held[_ENDPOINT])
