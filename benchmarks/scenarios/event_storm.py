@@ -37,6 +37,8 @@ REQUESTS = 50.0
 MOST_P99_MS = 10.0
 SETTLE = 1.5  # seconds: what is on its way when the storm begins or ends; metrics are brought up to date once a second
 STORED = "prefix_index_stored_total"
+ORPHANS = "prefix_index_orphans_total"
+LOST = "kv_event_lost_total"
 
 COLUMNS = columns(
     ("storm", "storm"),
@@ -96,7 +98,7 @@ class Counted:
             "published": (self.published - before.published) / seconds,
             "taken": grown(STORED) / seconds,
             "gaps": grown("kv_event_gaps_total"),
-            "lost": grown("kv_event_lost_total"),
+            "lost": grown(LOST),
             "replayed": grown("kv_event_replays_total"),
             "cores": (self.cpu - before.cpu) / seconds,
             "lag": self.metrics.get("kv_event_lag_seconds", 0.0) * 1e3,
@@ -143,7 +145,11 @@ async def run(bench: Bench, outcome: Outcome) -> None:
                     publishers.toggle()
                     await _calm(picker)
                 measured.append(figures | after.since(before) | {"rss": resident_bytes(picker.pid)})
+        end = await _count(picker, publishers)
     for storm, measured in runs.items():
+        if storm == "off":
+            for run in measured:
+                run["lag"] = float("nan")  # what was measured with the last message
         table.rows.append(
             row(
                 load,
@@ -162,6 +168,8 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     what = f"pick p99 while {middle(runs['on'], 'taken') / 1e3:,.0f} k blocks/s are stored"
     outcome.verdicts.append(bound(what, middle(runs["on"], "p99") / 1e3, "ms", MOST_P99_MS, str(load)))
     share = 1 - middle(runs["on"], "taken") / max(1.0, middle(runs["on"], "published"))
+    silent = end.published - sum(end.metrics.get(name, 0.0) for name in (STORED, ORPHANS)) - end.metrics[LOST] * BLOCKS
+    outcome.verdicts.append(bound("published blocks that are neither stored nor counted", silent, "", 0.0, str(load)))
     outcome.verdicts.append(bound("share of the published blocks that is not taken at once", share, "", 0.1, str(load)))
 
 
