@@ -92,6 +92,8 @@ def _measure(bench: Bench, outcome: Outcome) -> None:
     stored = [_time(index, list(_batches(rng, per_round))) for _ in range(rounds)]
     add("store new blocks", "us/block", [cost for cost, _ in stored], MOST_MICROSECONDS)
     add("one call of 1 024 blocks, wall clock", "ms", [worst * 1e3 for _, worst in stored])
+    single = [[batch[n : n + 4] for batch in _batches(rng, 8192) for n in range(0, EVENTS, 4)] for _ in range(rounds)]
+    add("store new blocks, 64 in a call", "us/block", [_time(index, batches)[0] for batches in single])
     again = [_time(index, held[: per_round // 1024]) for _ in range(rounds)]
     add("store blocks that others hold", "us/block", [cost for cost, _ in again])
     removals = [[BlockRemoved(event.block_hashes) for event in batch] for batch in held]
