@@ -11,7 +11,7 @@ import os
 import random
 import socket
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from epp.api.plugin import Clock
@@ -49,6 +49,7 @@ class Leadership:
         name: str = "",
         settings: ElectionSettings | None = None,
         step_down_seconds: float = STEP_DOWN_SECONDS,
+        synced: Callable[[], bool] = lambda: True,
     ) -> None:
         self._pool = pool
         self._health = health
@@ -62,6 +63,7 @@ class Leadership:
             rng=rng,
             changed=self._changed,
             settings=settings,
+            eligible=lambda: synced() and pool.ready(),
         )
         election = self.election
         registry.sampled_gauge(

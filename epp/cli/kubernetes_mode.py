@@ -230,6 +230,7 @@ class KubernetesMode:
             clock=self._clock,
             rng=self._rng,
             settings=ElectionSettings(lease_duration=options.ha_lease_duration, retry_period=options.ha_retry_period),
+            synced=lambda: self.synced,
         )
         log.info("standing for election: lease %s/%s", namespace, name)
         await self.leadership.start()

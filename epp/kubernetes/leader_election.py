@@ -53,7 +53,11 @@ class Role(Enum):
 
 
 class LeaderElection:
-    """Runs between `start` and `stop`; `changed(role)` is called on the event loop when the role changes."""
+    """Runs between `start` and `stop`; `changed(role)` is called on the event loop when the role changes.
+
+    `eligible`: whether this replica could serve. One that could not yet, having just started, leaves the lease to those
+    that could; what it holds it keeps.
+    """
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class LeaderElection:
         rng: random.Random,
         changed: Callable[[Role], None],
         settings: ElectionSettings | None = None,
+        eligible: Callable[[], bool] = lambda: True,
     ) -> None:
         self.identity = identity
         self.settings = settings or ElectionSettings()
@@ -75,6 +80,7 @@ class LeaderElection:
         self._wall_clock = wall_clock
         self._rng = rng
         self._changed = changed
+        self._eligible = eligible
         self._seen: Lease | None = None
         self._seen_at = 0.0
         self._reached_at = clock()
@@ -141,10 +147,13 @@ class LeaderElection:
     async def _take_or_renew(self) -> bool:
         now = self._wall_clock()
         lease = await self._store.get()
+        if lease is not None:
+            self._observe(lease)
+        if (lease is None or lease.holder != self.identity) and not self._eligible():
+            return False
         if lease is None:
             self._observe(await self._store.create(self._held(None, now)))
             return True
-        self._observe(lease)
         if lease.holder != self.identity and lease.holder and not self._run_out(lease):
             return False
         self._observe(await self._store.update(self._held(lease, now)))

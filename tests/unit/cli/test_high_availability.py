@@ -46,6 +46,9 @@ class Pool:
     def stand_by(self, waiting: bool) -> None:
         self.standby = waiting
 
+    def ready(self) -> bool:
+        return True
+
 
 def leadership(store: Store, name: str = "me") -> tuple[Leadership, Pool, HealthState, Registry]:
     pool, health, registry = Pool(), HealthState(leader_election=True), Registry()

@@ -162,6 +162,27 @@ async def test_a_leader_without_api_server_stays_until_it_sees_another() -> None
     assert not cluster.replicas[0].degraded
 
 
+async def test_who_could_not_serve_leaves_the_lease_to_others() -> None:
+    cluster = Cluster(2)
+    ready = False
+    cluster.replicas[0]._eligible = lambda: ready
+    await cluster.attempt(0)
+    assert cluster.store.lease is None
+    await cluster.attempt(1, 0)
+    assert cluster.leaders == ["picker-1"]
+    assert cluster.replicas[0].holder == "picker-1"
+    await cluster.replicas[1].release()
+    await cluster.attempt(0)
+    assert cluster.leaders == ["picker-1"]
+    ready = True
+    await cluster.attempt(0)
+    assert cluster.store.lease is not None
+    assert cluster.store.lease.holder == "picker-0"
+    ready = False  # a plugin is not ready for a moment: no reason to give the lease away
+    await cluster.attempt(0)
+    assert cluster.store.lease.holder == "picker-0"
+
+
 async def test_a_hanging_call_is_given_up() -> None:
     cluster = Cluster(1, ElectionSettings(request_timeout=0.01))
     cluster.store.hangs = True
