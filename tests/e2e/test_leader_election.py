@@ -1,4 +1,7 @@
-"""Three replicas behind an Envoy with health checks: the leader goes, again and again, in good order and not."""
+"""Three replicas behind an Envoy with health checks: the leader goes, again and again, in good order and not.
+
+`LEADERS=20` for a longer storm.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from epp.demo.ports import free_ports
 from epp.demo.processes import end
 from tests.kubernetes.api_server import LEASES, PODS, POOLS, ApiServer, pod, pool
 
-ROUNDS = 20
+ROUNDS = int(os.environ.get("LEADERS", "6"))
 LEASE, RETRY, HEALTH = 1.0, 0.2, 0.25
 GAP = 2 * LEASE + 4 * HEALTH + 6.0
 """After a kill nobody leads until the lease has run out and the gateway has seen the next one; with room for a slow
@@ -119,7 +122,7 @@ class Load:
 
 
 @pytest.mark.timeout(420)
-async def test_the_leader_goes_twenty_times(tmp_path: Path) -> None:
+async def test_the_leader_goes_again_and_again(tmp_path: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiServer().serving())
         port = await stack.enter_async_context(server("127.0.0.1"))
@@ -174,7 +177,7 @@ async def test_the_leader_goes_twenty_times(tmp_path: Path) -> None:
         failed = [(at, status) for at, status in load.answers if status != 200]
         outside = [each for each in failed if not any(begin - 0.5 <= each[0] <= stop for begin, stop in gaps)]
         assert outside == [], f"{len(failed)} failed of {len(load.answers)}"
-        assert len(load.answers) > 500
+        assert len(load.answers) > 100
         assert len(holders) > 1
         lease = api.objects[LEASES.format("ns")]["epp-ns-pool.llm-d.ai"]
         assert lease["spec"]["leaseTransitions"] >= ROUNDS
