@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from epp.cli.flags import parse_serve
+
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
@@ -46,3 +48,18 @@ def test_versions_are_the_same_everywhere() -> None:
     for path in (ROOT / "deploy/kustomize").glob("*/**/kustomization.yaml"):
         for image in yaml.safe_load(path.read_text()).get("images", []):
             assert image["newTag"] == version[1]
+
+
+def test_the_conformance_suite_can_use_its_own_manifests() -> None:
+    text = (ROOT / "deploy/conformance/Dockerfile").read_text()
+    entrypoint = json.loads(re.findall(r"^ENTRYPOINT (.*)$", text, re.M)[0])
+    copied = re.search(r"^COPY (\S+) (\S+)$", text, re.M)
+    assert copied is not None
+    suite = ["--pool-name", "primary", "--pool-namespace", "inference-conformance-app-backend"]
+    suite += ["--zap-encoder", "json", "--grpc-port", "9002", "--grpc-health-port", "9003"]
+    options, warnings = parse_serve([*entrypoint[2:], *suite])
+    assert not warnings
+    assert options.config_file == copied[2]
+    assert options.pool_name == "primary"
+    plugins = {plugin["type"] for plugin in yaml.safe_load((ROOT / copied[1]).read_text())["plugins"]}
+    assert {"header-based-testing-filter", "destination-endpoint-served-verifier"} <= plugins

@@ -20,7 +20,7 @@ from prometheus_client import ProcessCollector
 from epp.cli.flags import parse_serve
 from epp.cli.serving import Picker
 from epp.transport.certificates import self_signed
-from tests.kubernetes.api_server import ApiServer
+from tests.kubernetes.api_server import ApiServer, pool
 from tests.promtool import promtool
 
 ROOT = Path(__file__).parents[3]
@@ -31,6 +31,7 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 FROM_PROMETHEUS = {"job", "instance", "namespace"}
 METRIC = re.compile(r"\b((?:llm_d_epp|process)_\w+)(\{[^}]*\})?")
+POOLS = "/apis/inference.networking.k8s.io/v1/namespaces/ns/inferencepools"
 FILE = """
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
@@ -77,6 +78,7 @@ async def collect(folder: Path) -> dict[str, Exposed]:
     for metric in ProcessCollector(registry=None).collect():
         found |= {sample.name: Exposed(frozenset(sample.labels)) for sample in metric.samples}
     async with ApiServer().serving() as api:
+        api.put(POOLS, pool("pool", 8000))
         (folder / "kubeconfig").write_text(api.kubeconfig("picker"))
         files = [*DEPLOY.glob("kustomize/overlays/*/epp.yaml"), folder / "file.yaml"]
         for number, file in enumerate(files):
@@ -87,6 +89,12 @@ async def collect(folder: Path) -> dict[str, Exposed]:
             picker = Picker(parse_serve(flags)[0], environment={"KUBECONFIG": str(folder / "kubeconfig")})
             if number == 0 or file.name == "file.yaml":
                 await picker.start()
+                assert picker.kubernetes is not None
+                assert picker.kubernetes.leadership is not None
+                for _ in range(600):
+                    if picker.kubernetes.leadership.election.holder:
+                        break
+                    await asyncio.sleep(0.05)
             picker.registry.limited("requests")
             for source in picker.registry.sources():
                 labels = frozenset(source.label_names)
