@@ -120,7 +120,8 @@ class LeaderElection:
         # One second instead of none: the API refuses a duration of 0.
         freed = msgspec.structs.replace(seen, holder="", duration_seconds=1, renewed=self._wall_clock())
         try:
-            self._observe(await asyncio.wait_for(self._store.update(freed), self.settings.request_timeout))
+            async with asyncio.timeout(self.settings.request_timeout):
+                self._observe(await self._store.update(freed))
             log.info("gave the lease back")
         except Exception as error:
             log.warning("could not give the lease back, it will run out: %s", error or type(error).__name__)
@@ -133,7 +134,10 @@ class LeaderElection:
     async def attempt(self) -> None:
         """Try once to take or to renew the lease."""
         try:
-            held = await asyncio.wait_for(self._take_or_renew(), self.settings.request_timeout)
+            # Not `wait_for`: before Python 3.12 that loses a cancellation which comes together with the answer, and who
+            # stops the election would wait for ever.
+            async with asyncio.timeout(self.settings.request_timeout):
+                held = await self._take_or_renew()
         except LeaseConflict:
             self._reached_at = self._clock()
             return  # somebody was faster; the next attempt sees who

@@ -215,6 +215,26 @@ async def test_it_tries_again_and_again() -> None:
     assert cluster.store.lease.holder == ""
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_stop_that_comes_with_the_answer_is_heard(turns: int) -> None:
+    """However many turns of the event loop a call has taken when the election is stopped."""
+    cluster = Cluster(1, ElectionSettings(lease_duration=5.0, retry_period=0.01, request_timeout=1.0))
+    answer = cluster.store._answer
+
+    async def slowly() -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await answer()
+
+    cluster.store._answer = slowly  # type: ignore[method-assign]
+    election = cluster.replicas[0]
+    await election.start()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(election.stop())), 5.0)
+    assert election._task is None
+
+
 def test_settings_that_cannot_work() -> None:
     with pytest.raises(ValueError, match="retry period"):
         ElectionSettings(lease_duration=2.0, retry_period=2.0)
