@@ -22,6 +22,7 @@ from epp.api.errors import RequestError as RequestError
 from epp.api.errors import ResourceExhausted as ResourceExhausted
 from epp.api.errors import ServiceUnavailable as ServiceUnavailable
 from epp.api.keys import AGENT_IDENTITY as AGENT_IDENTITY
+from epp.api.keys import ANY_PRODUCER as ANY_PRODUCER
 from epp.api.keys import DEFAULT_PRODUCERS as DEFAULT_PRODUCERS
 from epp.api.keys import INFLIGHT_LOAD as INFLIGHT_LOAD
 from epp.api.keys import PEER_ENDPOINT as PEER_ENDPOINT
@@ -34,6 +35,7 @@ from epp.api.keys import DataKey as DataKey
 from epp.api.plugin import Admitter as Admitter
 from epp.api.plugin import Clock as Clock
 from epp.api.plugin import DataSource as DataSource
+from epp.api.plugin import Decider as Decider
 from epp.api.plugin import Discovery as Discovery
 from epp.api.plugin import EndpointExtractor as EndpointExtractor
 from epp.api.plugin import EndpointScorer as EndpointScorer

@@ -18,6 +18,9 @@ class DataKey(NamedTuple):
         return f"{self.type}/{self.producer}"
 
 
+ANY_PRODUCER = ""
+"""As the producer of a consumed key: whichever there is. Required of several is an error at start."""
+
 # The types that ship, and the plugin that is created when nobody configured a producer for a required key.
 TOKENIZED_PROMPT = "TokenizedPrompt"
 PREFIX_CACHE_MATCH = "PrefixCacheMatchInfoDataKey"

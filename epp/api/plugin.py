@@ -227,6 +227,24 @@ class ProfileHandler(Plugin[ParamsT]):
     def primary(self, request: InferenceRequest, done: Mapping[str, ProfileResult | None]) -> str:
         """Name of the profile whose endpoint becomes the destination."""
 
+    def check_profiles(self, names: Sequence[str]) -> Sequence[str]:
+        """At start: raise `ConfigError` when these profiles cannot be what is meant; returns warnings."""
+        return ()
+
+    def conclude(self, request: InferenceRequest, result: SchedulingResult) -> None:
+        """The primary profile has an endpoint: may leave out other profiles, and set the fields of `result`.
+
+        Runs before the `on_picked` hooks, so that nobody counts what this leaves out.
+        """
+
+
+class Decider(Plugin[ParamsT]):
+    """Says whether a stage of a request (its prompt, its media) gets a server of its own; a profile handler asks it."""
+
+    @abstractmethod
+    def disaggregate(self, request: InferenceRequest, decode: ProfileResult | None) -> bool:
+        """`decode` is the result of the profile that answers; None: it has not run yet."""
+
 
 class SaturationDetector(Plugin[ParamsT]):
     """Says how full the pool is: 0 idle, 1 full, above 1 overloaded."""
@@ -338,11 +356,17 @@ class ProfileResult(msgspec.Struct, eq=False):
 
 
 class SchedulingResult(msgspec.Struct, eq=False):
-    """All profiles that ran, and the primary one. `headers` are set on the request towards the model server."""
+    """All profiles that ran, and the primary one. `headers` are set on the request towards the model server.
+
+    `prefill_profile` names the profile whose endpoint reads the prompt, if it ran. `destination` is what the gateway is
+    told instead of the picked endpoints' addresses; empty: those.
+    """
 
     primary: str
     profiles: dict[str, ProfileResult | None]
     headers: dict[str, str] = msgspec.field(default_factory=dict)
+    prefill_profile: str = "prefill"
+    destination: str = ""
 
     @property
     def target(self) -> ProfileResult:
@@ -351,3 +375,9 @@ class SchedulingResult(msgspec.Struct, eq=False):
         if result is None:
             raise LookupError(f"profile {self.primary} has no result")
         return result
+
+    @property
+    def prefill(self) -> ProfileResult | None:
+        """Where the prompt is read when that is not the primary endpoint; None: the primary one reads it itself."""
+        result = self.profiles.get(self.prefill_profile)
+        return None if result is None or self.prefill_profile == self.primary else result

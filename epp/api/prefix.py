@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from epp.api.endpoints import Endpoints, FloatArray
-from epp.api.keys import PREFIX_CACHE_MATCH, DataKey
+from epp.api.keys import ANY_PRODUCER, PREFIX_CACHE_MATCH, DataKey
 from epp.api.request import InferenceRequest
 
 _CACHED_BLOCKS = "PrefixCacheCachedBlocks"
@@ -33,7 +33,15 @@ def publish_prefix_match(request: InferenceRequest, endpoints: Endpoints, produc
 
 
 def prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str) -> PrefixMatch | None:
-    """For consumers: the match over these candidates, None when the producer found nothing to say."""
+    """For consumers: the match over these candidates, None when the producer found nothing to say.
+
+    `producer` may be `ANY_PRODUCER`: then the one match that there is, None when there are several.
+    """
+    if producer == ANY_PRODUCER:
+        told = [key.producer for key in request.attributes if key.type == PREFIX_CACHE_MATCH]
+        if len(told) != 1:
+            return None
+        producer = told[0]
     key = DataKey(PREFIX_CACHE_MATCH, producer)
     info = request.attributes.get(key)
     if info is None or not endpoints.has(key):

@@ -16,6 +16,7 @@ class Role(StrEnum):
     SCORER = "scorer"
     PICKER = "picker"
     PROFILE_HANDLER = "profile handler"
+    DECIDER = "decider"
     SATURATION_DETECTOR = "saturation detector"
     DATA_SOURCE = "data source"
     ENDPOINT_SOURCE = "endpoint source"

@@ -24,7 +24,14 @@ _REFERENCED = {
     Role.PICKER: "a scheduling profile",
     Role.SATURATION_DETECTOR: "flowControl.saturationDetector",
 }
-_UNREFERENCED = (Role.PRODUCER, Role.ADMITTER, Role.PROFILE_HANDLER, Role.HOOKS, Role.ENDPOINT_EXTRACTOR)
+_UNREFERENCED = (
+    Role.PRODUCER,
+    Role.ADMITTER,
+    Role.PROFILE_HANDLER,
+    Role.DECIDER,  # referred to by a handler's parameters, which only the handler can read
+    Role.HOOKS,
+    Role.ENDPOINT_EXTRACTOR,
+)
 
 
 def check_names(config: EndpointPickerConfig) -> None:

@@ -327,7 +327,7 @@ class Director:
             body = parser.rewrite_model(request.payload, request.body, request.target_model)
             restore = (request.target_model, request.model) if request.model else None
         return Decision(
-            destination=",".join([endpoint.host_port for endpoint in target.picked]),
+            destination=result.destination or ",".join([endpoint.host_port for endpoint in target.picked]),
             set_headers=result.headers,
             body=body,
             restore_model=restore,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from epp.api.errors import ConfigError
-from epp.api.keys import DEFAULT_PRODUCERS
+from epp.api.keys import ANY_PRODUCER, DEFAULT_PRODUCERS
 from epp.api.plugin import (
     Admitter,
     DataSource,
+    Decider,
     EndpointExtractor,
     Filter,
     ObjectSource,
@@ -28,7 +29,7 @@ from epp.config.validate import check_names, validate
 from epp.registry.assembly import Assembly, ObjectSourceAssembly, Plugins, SourceAssembly
 from epp.registry.catalog import Catalog
 from epp.registry.contexts import ContextFactory
-from epp.registry.data_keys import in_order, missing_default, other_producers, producer_of
+from epp.registry.data_keys import check_unambiguous, in_order, missing_default, other_producers, producer_of
 from epp.registry.inspection import roles_of
 from epp.scheduling.scheduler import ProfileAssembly
 
@@ -61,6 +62,7 @@ class _Builder:
         self._classes: dict[str, type[Plugin[Any]]] = {}
         self._built: dict[str, Plugin[Any]] = {}
         self._under_way: list[str] = []
+        self._asked_for: set[str] = set()
         self._warnings: list[str] = []
 
     def complete(self) -> None:
@@ -91,6 +93,8 @@ class _Builder:
                 for key in plugin.consumes:
                     if producer_of(key, self._built) is not None:
                         continue
+                    if key.producer == ANY_PRODUCER and other_producers(key, self._built):
+                        continue  # which of them, `check_unambiguous` asks when all are there
                     try:
                         kind = missing_default(name, key, self._built)
                     except ConfigError as error:
@@ -105,7 +109,13 @@ class _Builder:
                     self._add_default(kind)
                 for key in plugin.consumes_if_present if name in self._declared else ():
                     if producer_of(key, self._built) is None:
-                        self._warn(self._path(name), f"{name} goes without {key}: nobody produces it")
+                        what = key if key.producer != ANY_PRODUCER else key.type
+                        self._warn(self._path(name), f"{name} goes without {what}: nobody produces it")
+        for name, plugin in self._built.items():
+            try:
+                check_unambiguous(name, plugin, self._built)
+            except ConfigError as error:
+                raise self._located(error, self._path(name)) from error
 
     def assemble(self) -> Assembly:
         config = self._config
@@ -118,6 +128,7 @@ class _Builder:
         except ConfigError as error:
             raise self._located(error, "plugins") from error
         handlers = [plugin for plugin in built.values() if isinstance(plugin, ProfileHandler)]
+        self._check_handler(handlers[0])
         flow_control = config.flow_control
         assert flow_control is not None
         assert flow_control.saturation_detector is not None
@@ -161,6 +172,18 @@ class _Builder:
             admitters=tuple(plugin for plugin in built.values() if isinstance(plugin, Admitter)),
             warnings=tuple(dict.fromkeys(self._warnings)),
         )
+
+    def _check_handler(self, handler: ProfileHandler[Any]) -> None:
+        path = self._path(handler.name)
+        try:
+            warnings = handler.check_profiles([profile.name for profile in self._config.scheduling_profiles])
+        except ConfigError as error:
+            raise self._located(error, f"{path}.parameters") from error
+        for warning in warnings:
+            self._warn(path, warning)
+        for name, plugin in self._built.items():
+            if isinstance(plugin, Decider) and name not in self._asked_for:
+                self._warn(self._path(name), f"{name} is never used: name it in the `deciders` of the profile handler")
 
     def _roles(self, kind: str) -> frozenset[Role]:
         return roles_of(self._classes[kind]) if kind in self._classes else self._catalog.roles(kind)
@@ -222,7 +245,12 @@ class _Builder:
             path,
             aliases=getattr(kind, "param_aliases", None),
         )
-        context = self._factory(spec.name, lambda wanted: self._find(wanted, spec.name))
+
+        def find(wanted: str) -> Plugin[Any]:
+            self._asked_for.add(wanted)
+            return self._find(wanted, spec.name)
+
+        context = self._factory(spec.name, find)
         try:
             return kind(params, context)
         except LocatedError:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from epp.api.errors import ConfigError
-from epp.api.keys import DEFAULT_PRODUCERS, TOKENIZED_PROMPT, DataKey
+from epp.api.keys import ANY_PRODUCER, DEFAULT_PRODUCERS, PREFIX_CACHE_MATCH, TOKENIZED_PROMPT, DataKey
 from epp.api.plugin import Plugin
 from epp.config.errors import did_you_mean
 
@@ -18,7 +18,14 @@ PluginMap = Mapping[str, Plugin[Any]]
 
 
 def producer_of(key: DataKey, plugins: PluginMap) -> str | None:
-    """The name of the plugin that produces a key, None when there is none."""
+    """The name of the plugin that produces a key, None when there is none.
+
+    For `ANY_PRODUCER` the only one, or among several the one with the default's name.
+    """
+    if key.producer == ANY_PRODUCER:
+        made = other_producers(key, plugins)
+        default = DEFAULT_PRODUCERS.get(key.type)
+        return made[0] if len(made) == 1 else default if default in made else None
     for name, plugin in plugins.items():
         if key in plugin.produces:
             return name
@@ -36,13 +43,26 @@ def missing_default(consumer: str, key: DataKey, plugins: PluginMap) -> str:
     if key.producer in plugins:
         made = ", ".join(map(str, plugins[key.producer].produces)) or "nothing"
         raise ConfigError(f"{need}, but {key.producer} produces {made}", fix=f"name a producer of {key.type}")
-    if default is None or key.producer != default:
+    if default is None or key.producer not in (default, ANY_PRODUCER):
         others = [name for name, plugin in plugins.items() if any(k.type == key.type for k in plugin.produces)]
         raise ConfigError(
             f"{need}, but there is no plugin named `{key.producer}`",
             fix=did_you_mean(key.producer, others) or f"add a plugin with `name: {key.producer}` that produces it",
         )
     return default
+
+
+def check_unambiguous(consumer: str, plugin: Plugin[Any], plugins: PluginMap) -> None:
+    """Raises `ConfigError` when a plugin needs `ANY_PRODUCER` producer of a type that several make."""
+    for key in plugin.consumes:
+        made = other_producers(key, plugins) if key.producer == ANY_PRODUCER else []
+        if len(made) > 1:
+            raise ConfigError(
+                f"{consumer} reads {key.type} of whichever plugin produces it, but there are {' and '.join(made)}",
+                fix="name the one that it shall read in its parameters (`prefixMatchInfoProducerName`)"
+                if key.type == PREFIX_CACHE_MATCH
+                else "name the one that it shall read in its parameters",
+            )
 
 
 def other_producers(key: DataKey, plugins: PluginMap) -> list[str]:

@@ -21,6 +21,7 @@ ROLE_BASES: dict[type, Role] = {
     api.Scorer: Role.SCORER,
     api.Picker: Role.PICKER,
     api.ProfileHandler: Role.PROFILE_HANDLER,
+    api.Decider: Role.DECIDER,
     api.SaturationDetector: Role.SATURATION_DETECTOR,
     api.DataSource: Role.DATA_SOURCE,
     api.EndpointSource: Role.ENDPOINT_SOURCE,

@@ -38,6 +38,10 @@ class Scheduler:
         self.profiles = dict(profiles)
         self._next = Guarded(handler, handler.next_profiles, "ProfilePicker", timings, clock)
         self._primary = Guarded(handler, handler.primary, "ProcessProfilesResults", timings, clock)
+        concludes = type(handler).conclude is not ProfileHandler.conclude
+        self._conclude = (
+            Guarded(handler, handler.conclude, "ProcessProfilesResults", timings, clock) if concludes else None
+        )
 
     def schedule(self, request: InferenceRequest, endpoints: Endpoints) -> SchedulingResult:
         """One result per profile that ran; the error of the primary profile when it found nothing."""
@@ -63,7 +67,10 @@ class Scheduler:
                 or next(iter(errors.values()), None)
                 or ResourceExhausted("failed to find target endpoint: no profile produced one")
             )
-        return SchedulingResult(primary=primary, profiles=done)
+        result = SchedulingResult(primary=primary, profiles=done)
+        if self._conclude is not None:
+            self._conclude.run(request, result)
+        return result
 
 
 def scheduler_of(

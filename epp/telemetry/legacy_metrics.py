@@ -14,6 +14,7 @@ from epp.telemetry.metrics import PREFIX, Child, Histogram, Registry
 _MODELS = (("model_name", "model_name"), ("target_model_name", "target_model_name"))
 _PLUGIN = tuple((label, label) for label in ("extension_point", "plugin_type", "plugin_name"))
 _POOL = (("name", "name"),)
+_DECISION = tuple((label, label) for label in ("plugin_type", "model_name", "decision_type"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,11 @@ _TWINS = (
         "datalayer_extract_errors_total",
         (("source_type", "source_type"), ("extractor_type", "extractor_type")),
     ),
+    _Twin(
+        "llm_d_epp_pd_decision_total", "counter", "disagg_decision_total", (("plugin_name", "plugin_name"), *_DECISION)
+    ),
+    _Twin("llm_d_inference_scheduler_disagg_decision_total", "counter", "disagg_decision_total", _DECISION[1:]),
+    _Twin("llm_d_inference_scheduler_pd_decision_total", "counter", "disagg_decision_total", _DECISION[1:]),
 )
 
 _Items = Sequence[tuple[tuple[str, ...], Child]]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,9 +40,10 @@ class Received:
 
 @dataclass
 class ModelServers:
-    """Some servers on loopback. The answer is steered by request headers (`x-do-…`)."""
+    """Some servers on loopback. The answer is steered by request headers (`x-do-…`). `roles`: their `llm-d.ai/role`."""
 
     count: int = 3
+    roles: Sequence[str] = ()
     received: list[tuple[int, Received]] = field(default_factory=list)
     ports: list[int] = field(default_factory=list)
     waiting: dict[int, float] = field(default_factory=dict)
@@ -69,7 +70,11 @@ class ModelServers:
 
     @property
     def served(self) -> list[Served]:
-        return [Served("127.0.0.1", port) for port in self.ports]
+        roles = self.roles or [""] * self.count
+        return [
+            Served("127.0.0.1", port, labels={"llm-d.ai/role": role} if role else {})
+            for port, role in zip(self.ports, roles, strict=True)
+        ]
 
     def _metrics_of(self, index: int) -> Callable[[web.Request], Any]:
         async def metrics(request: web.Request) -> web.Response:
@@ -184,9 +189,10 @@ def stage(tmp_path: Path) -> StageFactory:
         config: str = "",
         flags: tuple[str, ...] = (),
         servers: int = 3,
+        roles: Sequence[str] = (),
         **gateway: Any,
     ) -> AsyncIterator[Stage]:
-        models = ModelServers(servers)
+        models = ModelServers(len(roles) or servers, roles)
         await models.start()
         try:
             async with PickerProcess(tmp_path, models.served, config=config, flags=flags, tls=tls) as picker:

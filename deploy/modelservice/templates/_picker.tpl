@@ -1,9 +1,21 @@
 {{/* default-plugins.yaml: what fits prefill and adapters. */}}
 {{- define "modelservice.pickerConfig" -}}
 {{- $adapters := .Values.modelArtifacts.loraAdapters -}}
+{{- /* Without the proxy nobody would ask the prefill server that the picker names. */}}
+{{- $disagg := and .Values.prefill.create .Values.routing.proxy.enabled -}}
 apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
+{{- if $disagg }}
+- type: disagg-profile-handler
+  parameters:
+    deciders:
+      prefill: prefix-based-pd-decider
+- type: prefix-based-pd-decider
+  parameters:
+    nonCachedTokens: {{ .Values.router.epp.nonCachedTokens }}
+- type: prefill-filter
+{{- end }}
 {{- if .Values.prefill.create }}
 - type: decode-filter
 {{- end }}
@@ -13,7 +25,30 @@ plugins:
 - type: queue-scorer
 - type: kv-cache-utilization-scorer
 - type: prefix-cache-scorer
+{{- if $disagg }}
+- type: active-request-scorer
+{{- end }}
 schedulingProfiles:
+{{- if $disagg }}
+- name: prefill
+  plugins:
+  - {pluginRef: prefill-filter}
+  {{- if $adapters }}
+  - {pluginRef: lora-affinity-scorer, weight: 1}
+  {{- end }}
+  - {pluginRef: prefix-cache-scorer, weight: 2}
+  - {pluginRef: queue-scorer, weight: 1}
+  - {pluginRef: active-request-scorer, weight: 1}
+- name: decode
+  plugins:
+  - {pluginRef: decode-filter}
+  {{- if $adapters }}
+  - {pluginRef: lora-affinity-scorer, weight: 1}
+  {{- end }}
+  - {pluginRef: prefix-cache-scorer, weight: 2}
+  - {pluginRef: kv-cache-utilization-scorer, weight: 1}
+  - {pluginRef: active-request-scorer, weight: 1}
+{{- else }}
 - name: default
   plugins:
   {{- if .Values.prefill.create }}
@@ -25,6 +60,7 @@ schedulingProfiles:
   - {pluginRef: queue-scorer, weight: 2}
   - {pluginRef: kv-cache-utilization-scorer, weight: 2}
   - {pluginRef: prefix-cache-scorer, weight: 3}
+{{- end }}
 {{- end }}
 
 {{/* The ConfigMap's data: the chart's file, and those of the user, which win. */}}

@@ -1,8 +1,8 @@
 """`approx-prefix-cache-producer`: how much of the prompt each endpoint probably still has in its KV cache.
 
 What it does: hashes the prompt in blocks and looks the hashes up in an index of what was sent where
-(`epp.prefixcache.approximate`); after the decision it records the prompt for the chosen endpoint, and for that of the
-profile `prefill`. It asks the servers nothing, so it works with any engine.
+(`epp.prefixcache.approximate`); after the decision it records the prompt for the chosen endpoint, and for the prefill
+endpoint where there is one. It asks the servers nothing, so it works with any engine.
 
 When to use: with `prefix-cache-scorer`, `prefix-cache-affinity-filter` or whatever else reads prefix matches; it is
 created by itself when one of them needs it. Several instances with different parameters (a GPU and a CPU tier, say)
@@ -60,7 +60,6 @@ SLICE_BLOCKS = 2048
 """Blocks hashed without a pause: 0.4 ms."""
 
 DEFAULT_CAPACITY = 31250
-PREFILL_PROFILE = "prefill"
 TUNE_INTERVAL = 1.0
 _STATE = "ApproxPrefixCacheState"
 _MAX_DUMPED = 100
@@ -185,8 +184,8 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
             return
         target = result.target
         held = self._record(target.rows[0], prepared)
-        prefill = result.profiles.get(PREFILL_PROFILE)
-        if prefill is not None and prefill is not target:
+        prefill = result.prefill
+        if prefill is not None:
             self._record(prefill.rows[0], prepared)
         if self._metrics is not None:
             total = sum(map(len, prepared.paths))

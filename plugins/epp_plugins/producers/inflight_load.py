@@ -35,6 +35,7 @@ import numpy as np
 from msgspec import Meta
 
 from epp.api import (
+    ANY_PRODUCER,
     INFLIGHT_LOAD,
     PREFIX_CACHE_MATCH,
     TOKENIZED_PROMPT,
@@ -46,6 +47,7 @@ from epp.api import (
     InferenceResponse,
     Params,
     PluginContext,
+    PrefixMatch,
     Producer,
     ProfileResult,
     SchedulingResult,
@@ -64,8 +66,8 @@ class InflightLoadParams(Params, frozen=True):
 
     `outputRatio`: estimated output tokens per prompt token; bounded by `maxEstimatedOutputTokens` (0: no bound) and by
     what the client allows. `prefixMatchInfoProducerName`: whose matches are read; empty: those of
-    `approx-prefix-cache-producer`, if there is one. `syncCrossReplicaState` is accepted and has no effect: replicas do
-    not share their counts.
+    `approx-prefix-cache-producer`, else of the only producer of them, if there is one. `syncCrossReplicaState` is
+    accepted and has no effect: replicas do not share their counts.
     """
 
     add_estimated_output_tokens: bool = False
@@ -105,7 +107,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         self._table = context.table
         self._table.add_column(self.requests_column, 0.0)
         self._table.add_column(self.tokens_column, 0.0)
-        self._prefix_producer = params.prefix_match_info_producer_name or DEFAULT_PREFIX_PRODUCER
+        self._prefix_producer = params.prefix_match_info_producer_name
         self._uncached = DataKey(UNCACHED_TOKENS, self.name)
         self._held = DataKey(_HELD, self.name)
         self._series: InflightSeries | None = None
@@ -124,7 +126,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
     def consumes_if_present(self) -> Sequence[DataKey]:
         if self.params.prefix_match_info_producer_name:
             return ()
-        return (DataKey(PREFIX_CACHE_MATCH, self._prefix_producer),)
+        return (DataKey(PREFIX_CACHE_MATCH, ANY_PRODUCER),)
 
     @property
     def produces(self) -> Sequence[DataKey]:
@@ -134,7 +136,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         """Tokens of this request that each candidate would have to compute (and generate, if so configured)."""
         tokens = request.input_tokens
         output = self._estimated_output(request, tokens)
-        match = prefix_match(request, endpoints, self._prefix_producer) if tokens else None
+        match = self._match(request, endpoints) if tokens else None
         if match is None:
             uncached: FloatArray = np.full(len(endpoints), float(tokens + output))
         else:
@@ -181,6 +183,12 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
                     {"endpoint": endpoint.key, "requests": int(requests[position]), "tokens": int(tokens[position])}
                 )
         return {"endpoints": shown, "endpointsTotal": len(rows), "truncated": len(rows) > _MAX_DUMPED}
+
+    def _match(self, request: InferenceRequest, endpoints: Endpoints) -> PrefixMatch | None:
+        if self._prefix_producer:
+            return prefix_match(request, endpoints, self._prefix_producer)
+        match = prefix_match(request, endpoints, DEFAULT_PREFIX_PRODUCER)
+        return match if match is not None else prefix_match(request, endpoints, ANY_PRODUCER)
 
     def _estimated_output(self, request: InferenceRequest, tokens: int) -> int:
         params = self.params

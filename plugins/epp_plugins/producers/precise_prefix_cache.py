@@ -67,7 +67,6 @@ INLINE_BLOCKS = 8192
 UPKEEP = 0.05
 TIDY_SLICES = 8
 REPORT = 1.0
-PREFILL_PROFILE = "prefill"
 _STATE = "PrecisePrefixCacheState"
 _MAX_DUMPED = 100
 _QUIET = 60.0
@@ -378,7 +377,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         target = result.target
         match = prefix_match(request, target.candidates, self.name)
         row = target.rows[0]
-        prefill = result.profiles.get(PREFILL_PROFILE)
+        prefill = result.prefill
         if match is not None:
             position = int(np.argmax(target.candidates.rows == row))
             held = float(match.cached_blocks[position])
@@ -392,7 +391,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
                 prepared.target = target.picked[0].host_port
         if self.params.speculative_indexing and self._ttl:
             self._speculate(target.picked[0].host_port, prepared)
-            if prefill is not None and prefill is not target:
+            if prefill is not None:
                 self._speculate(prefill.picked[0].host_port, prepared)
         prepared.keys = {}
 

@@ -25,7 +25,6 @@ import epp
 from epp_plugins.producers.inflight_load import DEFAULT_PREFIX_PRODUCER
 
 _COLD = "NoHitLRUCold"
-_PREFILL = "prefill"
 _MAX_DUMPED = 100
 
 
@@ -80,10 +79,9 @@ class NoHitLRUScorer(epp.Scorer[NoHitLRUScorerParams]):
         """The endpoints of a cold request become the most recently used ones."""
         if not request.attributes.pop(self._cold, False):
             return
-        for name in dict.fromkeys((result.primary, _PREFILL)):
-            profile = result.profiles.get(name)
-            if profile is not None and profile.rows:
-                self._order.touch(profile.rows[0])
+        self._order.touch(result.target.rows[0])
+        if result.prefill is not None:
+            self._order.touch(result.prefill.rows[0])
 
     def dump_state(self) -> dict[str, Any]:
         """Endpoints in the order in which they come next."""

@@ -80,7 +80,11 @@ def test_a_changed_configuration_replaces_the_pods(
 
 
 def test_the_overlays_of_guides_are_the_configurations_that_ship() -> None:
-    for overlay, config in {"optimized-baseline": "optimized-baseline", "tiered-cpu": "tiered-prefix-cache"}.items():
+    for overlay, config in {
+        "optimized-baseline": "optimized-baseline",
+        "pd": "pd",
+        "tiered-cpu": "tiered-prefix-cache",
+    }.items():
         ours = (FOLDER / f"overlays/{overlay}/epp.yaml").read_text()
         assert yaml.safe_load(ours) == yaml.safe_load((ROOT / f"configs/{config}.yaml").read_text())
     base = (FOLDER / "base/epp.yaml").read_text()

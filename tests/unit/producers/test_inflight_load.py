@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from epp.api import (
+    ANY_PRODUCER,
     INFLIGHT_LOAD,
     PREFIX_CACHE_MATCH,
     TOKENIZED_PROMPT,
@@ -64,7 +65,7 @@ def test_data_keys(table: EndpointTable) -> None:
     default = make(table)
     assert default.produces == (DataKey(INFLIGHT_LOAD, NAME), DataKey(UNCACHED_TOKENS, NAME))
     assert default.consumes == (prompt,)
-    assert default.consumes_if_present == (DataKey(PREFIX_CACHE_MATCH, "approx-prefix-cache-producer"),)
+    assert default.consumes_if_present == (DataKey(PREFIX_CACHE_MATCH, ANY_PRODUCER),)
     named = make(table, prefixMatchInfoProducerName="mine")
     assert named.consumes == (prompt, DataKey(PREFIX_CACHE_MATCH, "mine"))
     assert named.consumes_if_present == ()
