@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from epp.api.errors import ConfigError
 from epp.api.plugin import SchedulingResult
 from epp.api.request import InferenceRequest
@@ -82,12 +84,12 @@ async def _demo(options: argparse.Namespace) -> int:
 
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="epp-demo-")))
-        served = await stack.enter_async_context(_simulated(options.servers, folder))
+        config = options.config.read_text() if options.config else ""
+        served = await stack.enter_async_context(_simulated(_roles(config, options.servers), folder))
         names.update({f"{server.host}:{server.port}": server.name for server in served})
         step(f"{len(served)} simulated servers on ports {served[0].port} to {served[-1].port}")
 
         (folder / "endpoints.yaml").write_text(endpoints_file(served))
-        config = options.config.read_text() if options.config else ""
         grpc_port, health_port, metrics_port, listen, admin = free_ports(5)
         serve_options = ServeOptions(
             grpc_port=grpc_port,
@@ -138,21 +140,41 @@ def _choice(request: InferenceRequest, result: SchedulingResult, names: dict[str
             by_server[server][scorer] = score
     picked = target.picked[0].host_port
     totals = dict(zip(servers, target.scores.tolist(), strict=True))
-    return Choice(request.headers.get(TURN, request.id), names.get(picked, picked), totals, by_server)
+    reader = result.prefill.picked[0].host_port if result.prefill is not None else ""
+    name = request.headers.get(TURN, request.id)
+    return Choice(name, names.get(picked, picked), totals, by_server, prefill=names.get(reader, reader))
+
+
+def _roles(config: str, count: int) -> list[str]:
+    """A role for each server; without a name where the configuration tells no phases apart."""
+    plugins = (yaml.safe_load(config) or {}).get("plugins") or ()
+    if count < 2 or "prefill-filter" not in {plugin.get("type") for plugin in plugins}:
+        return [""] * count
+    decode = (count + 1) // 2
+    return ["decode"] * decode + ["prefill"] * (count - decode)
 
 
 @contextlib.asynccontextmanager
-async def _simulated(count: int, folder: Path) -> AsyncIterator[list[Served]]:
+async def _simulated(roles: Sequence[str], folder: Path) -> AsyncIterator[list[Served]]:
     """The servers in a process of their own, so that the picker's loop stays its own."""
+    count = len(roles)
     first = _consecutive_ports(count)
     command = [sys.executable, "-m", "epp", "sim", "--model", MODEL, "--port", str(first), "--instances", str(count)]
-    command += ["--enable-kvcache", "--kv-cache-size", "4096", "--max-model-len", "8192"]
+    command += ["--pd-sidecar", "--enable-kvcache", "--kv-cache-size", "4096", "--max-model-len", "8192"]
     command += ["--prefill-overhead", "10ms", "--prefill-time-per-token", "250us", "--inter-token-latency", "5ms"]
     with (folder / "simulator.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
     try:
         await _listening(first + count - 1, process, folder / "simulator.log")
-        yield [Served("127.0.0.1", first + number, name=f"server-{number + 1}") for number in range(count)]
+        yield [
+            Served(
+                "127.0.0.1",
+                first + number,
+                name=f"{role or 'server'}-{number + 1}",
+                labels={"llm-d.ai/role": role} if role else {},
+            )
+            for number, role in enumerate(roles)
+        ]
     finally:
         if process.returncode is None:
             process.terminate()
@@ -209,6 +231,7 @@ def _report(served: Sequence[Served], turns: Sequence[Turn], choices: dict[str, 
         "requests": [
             dataclasses.asdict(turn)
             | {"server": choices[turn.request_id].server, "scores": choices[turn.request_id].scores}
+            | {"prefill": choices[turn.request_id].prefill}
             for turn in turns
             if turn.request_id in choices
         ],

@@ -12,12 +12,16 @@ from epp.demo.conversation import Turn
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A decision of the picker. `scores`: server -> scorer -> score (before weights); `totals`: weighted sums."""
+    """A decision of the picker. `scores`: server -> scorer -> score (before weights); `totals`: weighted sums.
+
+    `prefill`: the server that reads the prompt, where that is another.
+    """
 
     request_id: str
     server: str
     totals: Mapping[str, float]
     scores: Mapping[str, Mapping[str, float]]
+    prefill: str = ""
 
     def why(self) -> str:
         """The winner's scores beside those of the best other server."""
@@ -46,15 +50,18 @@ class Screen:
     def decided(self, turn: Turn, choice: Choice | None) -> None:
         """One answer, and why that server gave it."""
         server = choice.server if choice else "?"
+        reader = f" (read by {choice.prefill})" if choice and choice.prefill else ""
         cached = f"{turn.cached} of {turn.prompt} tokens cached"
-        line = f"{turn.user:<9} turn {turn.number} -> [bold]{server}[/bold]  {cached:<26}"
+        line = f"{turn.user:<9} turn {turn.number} -> [bold]{server}[/bold]{reader}  {cached:<26}"
         self.console.print(line + f" first token {turn.first_token * 1000:4.0f} ms", highlight=False)
         if choice:
             self.console.print(f"          [dim]{choice.why()}[/dim]", highlight=False)
 
     def routed(self, choice: Choice) -> None:
         """A request of somebody else."""
-        self.console.print(f"request {choice.request_id} -> [bold]{choice.server}[/bold]  [dim]{choice.why()}[/dim]")
+        reader = f" (read by {choice.prefill})" if choice.prefill else ""
+        where = f"[bold]{choice.server}[/bold]{reader}"
+        self.console.print(f"request {choice.request_id} -> {where}  [dim]{choice.why()}[/dim]")
 
 
 SUMMARY = ("server", "requests", "tokens from cache", "users")
@@ -67,5 +74,9 @@ def summary(servers: Sequence[str], turns: Sequence[Turn], choices: Mapping[str,
         mine = [turn for turn in turns if (c := choices.get(turn.request_id)) and c.server == server]
         prompt, cached = sum(turn.prompt for turn in mine), sum(turn.cached for turn in mine)
         share = f"{cached} of {prompt}" if mine else ""
-        rows.append((server, str(len(mine)), share, ", ".join(sorted({turn.user for turn in mine}))))
+        users = ", ".join(sorted({turn.user for turn in mine}))
+        read = [turn.user for turn in turns if (c := choices.get(turn.request_id)) and c.prefill == server]
+        if read:
+            users = f"{len(read)} prompt{'s' * (len(read) > 1)} read for {', '.join(sorted(set(read)))}"
+        rows.append((server, str(len(mine)), share, users))
     return rows

@@ -28,6 +28,21 @@ def test_the_conversation_is_answered_and_users_of_one_prompt_stay_together(
     assert "prefix-cache-scorer" in next(iter(requests[5]["scores"].values()))
 
 
+def test_prompts_are_read_by_prefill_servers_where_the_configuration_tells_phases_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = Path(__file__).parents[2] / "configs/pd.yaml"
+    assert run(["--servers", "3", "--config", str(config), "--output", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [server["name"] for server in report["servers"]] == ["decode-1", "decode-2", "prefill-3"]
+    requests = report["requests"]
+    assert {request["status"] for request in requests} == {200}
+    assert {request["server"] for request in requests} <= {"decode-1", "decode-2"}
+    first = [request for request in requests if request["number"] == 1]
+    assert {request["user"] for request in first if request["prefill"] == "prefill-3"} >= {"travel-1", "code-1"}
+    assert not any(request["prefill"] for request in requests if request["number"] > 1)
+
+
 def test_text_of_a_pipe_is_plain_and_a_bad_configuration_is_named(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -58,3 +73,15 @@ def test_requests_of_others_are_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert "request r7 -> server-1" in out
     assert "turn 2 -> ?  5 of 10 tokens cached" in out
     assert summary(["server-1"], [], {}) == [("server-1", "0", "", "")]
+
+
+def test_who_read_the_prompt_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    choice = Choice("r7", "decode-1", {"decode-1": 1.0}, {"decode-1": {}}, prefill="prefill-2")
+    turn = Turn("travel-1", 2, "r7", prompt=10, cached=5, status=200)
+    Screen().routed(choice)
+    Screen().decided(turn, choice)
+    out = capsys.readouterr().out
+    assert "request r7 -> decode-1 (read by prefill-2)" in out
+    assert "turn 2 -> decode-1 (read by prefill-2)  5 of 10 tokens cached" in out
+    rows = summary(["decode-1", "prefill-2"], [turn], {"r7": choice})
+    assert rows[1] == ("prefill-2", "0", "", "1 prompt read for travel-1")

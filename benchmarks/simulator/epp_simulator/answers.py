@@ -67,12 +67,13 @@ def compact(data: Any) -> str:
 
 
 def usage(job: Job) -> dict[str, Any]:
-    """Token counts, with the cached ones."""
+    """Token counts, with the cached ones: for a prompt that another server read, those that it had."""
+    cached = job.remote_cached_tokens if job.remote_tokens else job.cached_tokens
     return {
         "prompt_tokens": job.prompt_tokens,
         "total_tokens": job.prompt_tokens + job.generated,
         "completion_tokens": job.generated,
-        "prompt_tokens_details": {"cached_tokens": job.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

@@ -36,7 +36,8 @@ class QueueFullError(Exception):
 class Job:
     """One request in the engine. Times are seconds of `time.perf_counter`; `lora` "" is the base model.
 
-    `answer`: the text of each token to come; `lease` None: not scheduled yet.
+    `answer`: the text of each token to come; `lease` None: not scheduled yet. `remote_tokens` of the prompt were read
+    by another server, which had `remote_cached_tokens` of them; `stays_for_decode`: another server goes on from here.
     """
 
     prompt: Prompt
@@ -49,6 +50,9 @@ class Job:
     first_token: float = 0.0
     generated: int = 0
     lease: Lease | None = None
+    remote_tokens: int = 0
+    remote_cached_tokens: int = 0
+    stays_for_decode: bool = False
     chain: BlockChain = field(init=False)
     seat: asyncio.Future[None] | None = None
 
@@ -145,7 +149,8 @@ class Engine:
     async def prefill(self, job: Job) -> None:
         """Until the first token."""
         loaded = job.lease.loaded_tokens if job.lease else 0
-        await asyncio.sleep(self.latency.prefill(job.prompt_tokens, job.cached_tokens, len(self.running), loaded))
+        known = max(job.cached_tokens, min(job.remote_tokens, job.prompt_tokens - 1))
+        await asyncio.sleep(self.latency.prefill(job.prompt_tokens, known, len(self.running), loaded))
         job.first_token = time.perf_counter()
         job.generated = 1
         self._step()

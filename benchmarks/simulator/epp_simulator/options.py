@@ -77,6 +77,7 @@ class SimOptions:
     advertise_host: str = _option("", "this server's address in topics and /kv_event_sources; default: --host")
     data_parallel_size: int = _option(1, "engines per server, each with a KV cache and event ports of its own")
     data_parallel_external_lb: bool = _option(False, "each engine has an HTTP port of its own: port + rank")
+    pd_sidecar: bool = _option(False, "have prompts read by the server that x-prefiller-host-port names")
     default_embedding_dimensions: int = _option(384, "length of embeddings")
     ssl_certfile: str = _option("", "serve HTTPS with this certificate chain (PEM)")
     ssl_keyfile: str = _option("", "its private key (PEM)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from aiohttp import web
 from epp_simulator import answers
 from epp_simulator.answers import AnswerFormat, Completion
 from epp_simulator.completions import ChatFormat, GenerateFormat, TextFormat
+from epp_simulator.disaggregation import PREFILLER, Prefiller, PrefillFailedError, accept, transfer_params
 from epp_simulator.embeddings import embeddings
 from epp_simulator.engine import Engine, Job, QueueFullError
 from epp_simulator.failures import injected
@@ -74,6 +75,7 @@ class SimulatedServer:
         self.loras = {name: number for number, name in enumerate(options.lora_modules, start=1)}
         self._began = time.monotonic()
         self._ids = itertools.count(1)
+        self._prefiller: Prefiller | None = None
 
     def app(self) -> web.Application:
         """The aiohttp application."""
@@ -84,6 +86,8 @@ class SimulatedServer:
             app.router.add_post(path, self._complete)
             if path.startswith("/v1/"):
                 app.router.add_post(path + "/render", self._render)
+        if self.options.pd_sidecar:
+            app.cleanup_ctx.append(self._connect)
         app.add_routes(
             [
                 web.post("/v1/messages/count_tokens", self._count_tokens),
@@ -110,12 +114,20 @@ class SimulatedServer:
             return self._json(request, failure[1], failure[0])
         engine = self._engine(request)
         _, _, make = _APIS[request.path]
-        completion = self._parse(request, await self._body(request), engine)
+        body = await self._body(request)
+        prefiller = request.headers.get(PREFILLER)
+        if self._prefiller is not None and prefiller:
+            try:
+                identifier = request.headers.get("x-request-id") or self._id()
+                body = await self._prefiller.read(prefiller, request.path, body, identifier)
+            except PrefillFailedError as failed:  # as the sidecar: the client gets it as it is
+                return self._json(request, failed.body, failed.status)
+        completion = self._parse(request, body, engine)
         outcome = "abort"
         try:
             async with engine.seat(completion.job):
                 answer = await (self._stream if completion.stream else self._whole)(
-                    request, engine, completion.job, make(completion)
+                    request, engine, completion, make(completion)
                 )
                 outcome = completion.reason
                 return answer
@@ -126,13 +138,29 @@ class SimulatedServer:
             metrics = self.metrics.engines[self.engines.index(engine)]
             metrics.finished(completion.job, completion.max_tokens, outcome)
 
-    async def _whole(self, request: web.Request, engine: Engine, job: Job, answer: AnswerFormat) -> web.StreamResponse:
+    async def _connect(self, app: web.Application) -> AsyncIterator[None]:
+        self._prefiller = Prefiller()
+        yield
+        await self._prefiller.close()
+
+    async def _whole(
+        self, request: web.Request, engine: Engine, completion: Completion, answer: AnswerFormat
+    ) -> web.StreamResponse:
+        job = completion.job
         await engine.prefill(job)
         while job.generated < len(job.answer):
             await engine.next_token(job)
-        return self._json(request, answer.whole())
+        body = answer.whole()
+        if job.stays_for_decode:
+            host = self.options.advertise_host or self.options.host
+            name, size = completion.identifier, self.options.block_size
+            body["kv_transfer_params"] = transfer_params(job, name, host, self.port, size)
+        return self._json(request, body)
 
-    async def _stream(self, request: web.Request, engine: Engine, job: Job, answer: AnswerFormat) -> web.StreamResponse:
+    async def _stream(
+        self, request: web.Request, engine: Engine, completion: Completion, answer: AnswerFormat
+    ) -> web.StreamResponse:
+        job = completion.job
         response = web.StreamResponse(headers=self._headers(request))
         response.content_type = "text/event-stream"
         response.charset = "utf-8"
@@ -173,6 +201,7 @@ class SimulatedServer:
             cache_salt=str(body.get("cache_salt") or ""),
             session=body.get("session_id") or request.headers.get("x-session-id"),
         )
+        accept(job, body.get("kv_transfer_params"))
         streaming = body.get("stream_options") or {}
         return Completion(
             identifier=prefix + (request.headers.get("x-request-id") or body.get("request_id") or self._id()),
