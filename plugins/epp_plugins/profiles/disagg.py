@@ -5,6 +5,8 @@ then say whether a server of its own shall read the prompt (profile `prefill`) a
 (profile `encode`). Their addresses go along in `x-prefiller-host-port` and `x-encoder-hosts-ports`, for the routing
 proxy beside the decode server. Later profiles see the server chosen before as their peer (`topology-affinity-*`).
 
+Requests that are not made of a prompt and an answer (GET, embeddings, token counts) go to a decode server alone.
+
 When to use it: pools with prefill servers, told apart by the label `llm-d.ai/role` (`decode-filter`, `prefill-filter`,
 `encode-filter`), whose decode servers have llm-d's routing sidecar in front. See docs/disaggregation.md.
 

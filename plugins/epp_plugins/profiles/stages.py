@@ -31,6 +31,9 @@ from epp_plugins.profiles.disagg_metrics import (
 
 Done = Mapping[str, epp.ProfileResult | None]
 
+_WHOLE = frozenset({"embeddings", "conversations", "generations", "render", "count_tokens", "tokenize", "detokenize"})
+"""Last segments of paths that one server answers alone."""
+
 _DECISION = "llm_d.epp.profile_handler.decision"
 _PREFILL_USED = "llm_d.epp.pd.disaggregation_used"
 _ENCODE_USED = "llm_d.epp.encode.disaggregation_used"
@@ -165,6 +168,8 @@ class StagedProfileHandler(epp.ProfileHandler[ParamsT]):
         if stages.prefill_first:
             if stages.decode in done:
                 return ()
+            if not _has_prompt_and_answer(request):
+                return (stages.decode,)
             if stages.prefill in profiles and stages.prefill not in done:
                 return (stages.prefill,)
             self._publish_peer(request, done.get(stages.prefill))
@@ -173,7 +178,7 @@ class StagedProfileHandler(epp.ProfileHandler[ParamsT]):
         if stages.decode not in done:
             return (stages.decode,)
         decode = done[stages.decode]
-        if decode is None or len(done) > 1:
+        if decode is None or len(done) > 1 or not _has_prompt_and_answer(request):
             return ()
         names = []
         if self._wants(self._encode_decider, request, decode):
@@ -215,3 +220,10 @@ class StagedProfileHandler(epp.ProfileHandler[ParamsT]):
         if encode is not None:
             span.set(_ENCODERS, ",".join([endpoint.host_port for endpoint in encode.picked]))
         span.end()
+
+
+def _has_prompt_and_answer(request: epp.InferenceRequest) -> bool:
+    """False where the proxy before the decode server hands nothing over: lists of models, embeddings, token counts."""
+    if request.method != "POST":
+        return False
+    return request.path.partition("?")[0].rstrip("/").rpartition("/")[2] not in _WHOLE

@@ -119,6 +119,25 @@ def test_stages(parameters: str, image: bool, decision: str, headers: dict[str, 
     assert (result.prefill is not None) == ("x-prefiller-host-port" in headers)
 
 
+@pytest.mark.parametrize("parameters", [BOTH, "stageOrder: prefill-first"])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/embeddings/?a=b/c"),
+        ("POST", "/v1/chat/completions/render"),
+        ("POST", "/v1/messages/count_tokens"),
+    ],
+)
+def test_what_is_not_a_prompt_and_an_answer_is_not_split(parameters: str, method: str, path: str) -> None:
+    made = assemble(config(parameters))
+    asked = with_image()
+    asked.method, asked.path = method, path
+    assert made.schedule(asked, pool(made, "decode", "prefill", "encode")).headers == {}
+    assert (totals(made), reasons(made)) == ({"decode-only": 1.0}, {})
+
+
 def test_labels_and_names_of_the_metric() -> None:
     made = assemble(config(PREFILL))
     add_legacy_metrics(made.metrics)
