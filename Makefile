@@ -1,5 +1,7 @@
 # `make help` lists the targets. Everything is installed into .venv on first use.
 PYTHON ?= python3
+# Tests wait for servers as much as they compute: one worker more than cores.
+JOBS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -21,7 +23,7 @@ demo: venv ## a real Envoy, the picker and simulated model servers on loopback
 	@$(BIN)/epp demo
 
 test: venv ## all tests (unit, wire, property, fuzz 20 s, end to end through Envoy)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-vllm: venv .venv-vllm/bin/vllm ## the suite against two real vLLM servers (3.5 GB the first time, 15 minutes)
 	@$(BIN)/python -m pytest tests/vllm -m vllm -p no:cacheprovider $(ARGS)

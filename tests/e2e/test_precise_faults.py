@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,7 +16,7 @@ import aiohttp
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
 from epp.demo.picker import PickerProcess, Served
-from epp.demo.ports import free_ports
+from epp.demo.ports import free_ports, free_ports_in_a_row
 from epp.demo.processes import end
 
 PUBLISHER = Path(__file__).with_name("publisher_process.py")
@@ -44,22 +42,12 @@ schedulingProfiles:
 """
 
 
-def free_row(count: int) -> int:
-    """The first of `count` neighbouring ports that nothing listens on."""
-    while True:
-        (first,) = free_ports(1)
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
-            for offset in range(count):
-                stack.enter_context(socket.socket()).bind(("127.0.0.1", first + offset))
-            return first
-
-
 class Publishers:
     """One process per server; rank r publishes at `events` + r and replays at `replay` + r."""
 
     def __init__(self, modes: list[str]) -> None:
         self._modes = modes
-        row = free_row(2 * len(modes))
+        row = free_ports_in_a_row(2 * len(modes))
         self.events, self.replay = row, row + len(modes)
         self.processes: dict[int, asyncio.subprocess.Process] = {}
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -21,7 +19,7 @@ import yaml
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
 from epp.demo.picker import PickerProcess
-from epp.demo.ports import free_ports
+from epp.demo.ports import free_ports, free_ports_in_a_row
 from tests.vllm.servers import VENV, VllmServer
 
 BLOCKS = 256
@@ -75,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def servers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[list[VllmServer]]:
     folder = tmp_path_factory.mktemp("vllm")
     ports = free_ports(2)
-    events, replay = two_in_a_row(), two_in_a_row()
+    events, replay = free_ports_in_a_row(2), free_ports_in_a_row(2)
     pair = [VllmServer(port, rank, events, replay, models, folder, BLOCKS) for rank, port in enumerate(ports)]
     try:
         for server in pair:
@@ -84,15 +82,6 @@ async def servers(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Asy
         yield pair
     finally:
         await asyncio.gather(*(server.stop() for server in pair))
-
-
-def two_in_a_row() -> int:
-    """A free port whose successor is free, too: the second server counts as the second rank of a pod."""
-    while True:
-        port = free_ports(1)[0]
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port + 1))
-            return port
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 import zmq
 
 from epp.cli import kv, main
+from epp.demo.ports import free_ports
 
 _TOPIC = b"kv@127.0.0.1:8000@m"
 
@@ -159,13 +160,6 @@ def check(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[s
     return run
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_a_healthy_publisher(publisher: Publisher, check: Any, capsys: Any) -> None:
     port, replay = publisher.publish(), publisher.replay()
     status, findings = check(f"127.0.0.1:{port}", "--replay", f"127.0.0.1:{replay}", "--block-size", "2")
@@ -179,7 +173,7 @@ def test_a_healthy_publisher(publisher: Publisher, check: Any, capsys: Any) -> N
 
 
 def test_nothing_listens(check: Any, capsys: Any) -> None:
-    port = _free_port()
+    port = free_ports(1)[0]
     status, findings = check(f"127.0.0.1:{port}")
     assert status == 1
     assert "connects instead of binding" in findings["nothing-listens"]["fix"]
@@ -248,20 +242,22 @@ def test_wrong_rank_gaps_and_garbage(publisher: Publisher, check: Any) -> None:
 @pytest.mark.parametrize("kind", ["dead", "mute", "publisher"])
 def test_replay_ports_that_do_not_work(publisher: Publisher, check: Any, kind: str) -> None:
     port = publisher.publish()
-    replay = {"dead": _free_port, "mute": lambda: publisher.replay(mute=True), "publisher": lambda: port}[kind]()
+    replay = {"dead": lambda: free_ports(1)[0], "mute": lambda: publisher.replay(mute=True), "publisher": lambda: port}[
+        kind
+    ]()
     status, findings = check(f"127.0.0.1:{port}", "--replay", f"127.0.0.1:{replay}", "--seconds", "1")
     assert status == 1
     assert "replay-dead" in findings
 
 
 def test_publishers_that_connect(publisher: Publisher, check: Any) -> None:
-    port = _free_port()
+    port = free_ports(1)[0]
     status, findings = check(f"127.0.0.1:{port}", "--bind", "--seconds", "0.3")
     assert status == 1
     assert "nobody-connects" in findings
     publisher.publish(connect=f"tcp://127.0.0.1:{port}")
     assert check(f"127.0.0.1:{port}", "--bind")[0] == 0
-    other = _free_port()
+    other = free_ports(1)[0]
     publisher.publish(connect=f"tcp://127.0.0.1:{other}", topic=b"kv@nothing")
     assert "topic-without-endpoint" in check(f"127.0.0.1:{other}", "--bind")[1]
 
@@ -307,7 +303,7 @@ def test_the_server_tells_why(publisher: Publisher, check: Any, sources: str, co
 def test_servers_without_the_page_or_without_http(publisher: Publisher, check: Any) -> None:
     port = publisher.publish()
     assert check(f"127.0.0.1:{port}", "--http", publisher.api({}))[0] == 0
-    for url in (f"127.0.0.1:{_free_port()}", "ftp://x"):
+    for url in (f"127.0.0.1:{free_ports(1)[0]}", "ftp://x"):
         status, findings = check(f"127.0.0.1:{port}", "--http", url)
         assert status == 0
         assert findings["no-http"]["level"] == "warning"

@@ -6,7 +6,6 @@ import asyncio
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from epp.demo.ports import free_ports
 from epp.kvevents.settings import Publisher
 
 _SCRIPT = Path(__file__).with_name("publisher_process.py")
@@ -23,19 +23,14 @@ _BAD = "10.0.0.66:8000"
 _GOOD = "10.0.0.1:8000"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Processes:
     def __init__(self) -> None:
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, mode: str, ports: tuple[int, int] | None = None) -> tuple[subprocess.Popen[str], tuple[int, int]]:
-        ports = ports or (_free_port(), _free_port())
+        if ports is None:
+            first, second = free_ports(2)
+            ports = first, second
         process = subprocess.Popen(
             [sys.executable, str(_SCRIPT), str(ports[0]), str(ports[1]), mode], stdout=subprocess.PIPE, text=True
         )

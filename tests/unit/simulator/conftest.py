@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 
+from epp.demo.ports import free_ports_in_a_row
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored
 from epp.kvevents.receiver import KVEventReceiver
 from epp.kvevents.settings import Publisher, ReceiverSettings
@@ -129,22 +129,7 @@ class Stage:
     def cached(answer: dict[str, Any]) -> int:
         return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
 
-    @staticmethod
-    def free_ports(count: int) -> int:
-        """The first of so many free ports in a row."""
-        for _ in range(100):
-            with ExitStack() as stack:
-                probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-                probes[0].bind(("", 0))
-                first = int(probes[0].getsockname()[1])
-                try:
-                    for number, probe in enumerate(probes[1:], start=1):
-                        probe.bind(("", first + number))
-                except OSError:
-                    continue
-                return first
-        raise OSError(f"no {count} free ports in a row")
-
+    free_ports_in_a_row = staticmethod(free_ports_in_a_row)
     endpoint = staticmethod(lambda server: endpoint(server))
     numbers = staticmethod(lambda engine, medium="GPU": numbers(engine, medium))
 

@@ -175,7 +175,7 @@ async def test_other_groups_are_skipped_by_the_consumer(stage: Any) -> None:
 
 
 async def test_ranks_have_ports_numbers_and_caches_of_their_own(stage: Any) -> None:
-    port = stage.free_ports(4)
+    port = stage.free_ports_in_a_row(4)
     replay = port + 2
     config = {"endpoint": f"tcp://*:{port}", "replay_endpoint": f"tcp://*:{replay}"}
     fleet = await stage.fleet(config=config, data_parallel_size=2)
@@ -226,7 +226,7 @@ async def test_publishers_that_connect(stage: Any) -> None:
 
 @pytest.mark.parametrize("release", ["0.24", "0.26"])
 async def test_restart_and_replay_of_what_was_missed(stage: Any, release: str) -> None:
-    port = stage.free_ports(3)
+    port = stage.free_ports_in_a_row(3)
     config = {"endpoint": f"tcp://*:{port}", "replay_endpoint": f"tcp://*:{port + 1}"}
     options: dict[str, Any] = {"config": config, "port": port + 2, "kv_events_schema": release}
     fleet = await stage.fleet(**options)
