@@ -12,11 +12,15 @@ Parameters: see `PrecisePrefixCacheParams`. Blocks are kept at the size that the
 blocks of `blockSizeTokens`, whole ones only. The base model has no name in the index; adapters are known by theirs,
 from events and from the servers' metrics.
 
+With `redisConfig` (or `valkeyConfig`) pickers share what they learn (`epp.prefixcache.shared`): the server is asked
+about candidates of which this picker has not seen everything, within `lookupBudget`.
+
 Metrics: `prefix_indexer_size`, `_bytes`, `_hit_ratio`, `_hit_bytes`, `prefix_index_*` (with `enableMetrics`, and always
-for what the bounds cost), `kv_event_*`, `prefix_prediction_error_tokens`.
+for what the bounds cost), `kv_event_*`, `prefix_prediction_error_tokens`, `prefix_index_shared_*` (with `redisConfig`).
 
 Failure behaviour: a server that does not publish counts as holding nothing. Until the warm start is over, or its limit,
 the plugin is not ready. A snapshot file that cannot be read or written is said in the log; the picker goes on without.
+So it does without the server of `redisConfig`: the local index stands, and `prefix_index_shared_up` is 0.
 """
 
 from __future__ import annotations
@@ -29,8 +33,6 @@ from typing import Any
 import numpy as np
 
 from epp.api import (
-    LORA,
-    MODELS,
     PREFIX_CACHE_MATCH,
     TOKENIZED_PROMPT,
     DataKey,
@@ -42,31 +44,28 @@ from epp.api import (
     PluginContext,
     PrefixMatch,
     Producer,
+    Prompt,
     SchedulingResult,
     prefix_match,
     publish_prefix_match,
 )
 from epp.datalayer.durations import seconds
 from epp.kvevents.receiver import KVEventReceiver
-from epp.kvevents.settings import Publisher, ReceiverSettings
+from epp.kvevents.settings import ReceiverSettings
 from epp.prefixcache.precise.hashing import Keys
 from epp.prefixcache.precise.index import PreciseIndex
-from epp.prefixcache.precise.prompts import prompt_keys
-from epp.prefixcache.precise.snapshot import SnapshotError, load_snapshot, save_snapshot
 from epp_plugins.producers.precise_prefix_cache_check import Prediction, SelfCheck
+from epp_plugins.producers.precise_prefix_cache_matching import MAX_TOKENS, Candidates, chains
 from epp_plugins.producers.precise_prefix_cache_metrics import PreciseMetrics
 from epp_plugins.producers.precise_prefix_cache_params import PrecisePrefixCacheParams
+from epp_plugins.producers.precise_prefix_cache_pool import adapters, publishers, resolve
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
-
-MAX_TOKENS = 1 << 19
-"""Tokens of a request that are looked at: beyond half a million a longer match decides nothing."""
+from epp_plugins.producers.precise_prefix_cache_shared import Tee, shared_prefixes
+from epp_plugins.producers.precise_prefix_cache_upkeep import Upkeep, sizes
 
 INLINE_BLOCKS = 8192
 """Hashed without a pause: 0.5 ms."""
 
-UPKEEP = 0.05
-TIDY_SLICES = 8
-REPORT = 1.0
 _STATE = "PrecisePrefixCacheState"
 _MAX_DUMPED = 100
 _QUIET = 60.0
@@ -104,33 +103,38 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             params.max_bytes, max_blocks=params.max_blocks, weights=weights, seed=tokens.hash_seed, log=context.log
         )
         events = params.kv_events_config
-        discovery = events.pod_discovery_config
-        self._selected = parse_selector(discovery.pod_label_selector)
+        self._selected = parse_selector(events.pod_discovery_config.pod_label_selector)
+        self.shared = shared_prefixes(params, context, self.name, self.type, self.index.hasher)
         self.receiver = KVEventReceiver(
-            self.index,
+            self.index if self.shared is None else Tee(self.index, self.shared.index),
             clock=context.clock,
             wall_clock=context.settings.get("wall_clock", time.time),
             settings=ReceiverSettings(topic_filter=events.topics),
-            resolve=self._resolve,
+            resolve=lambda name: resolve(context.table, name),
         )
         self._ttl = seconds(params.speculative_ttl) or 0.0
         self._limit = seconds(params.warm_start_limit) or 0.0
-        self._trust = seconds(params.snapshot_trust) or 0.0
-        self._lanes = np.zeros(0, dtype=np.intp)
-        self._lanes_version = (-1, -1)
+        self._candidates = Candidates(context.table, self.index)
         self._adapters: frozenset[str] = frozenset()
         self._started_at: float | None = None
         self._warm = False
-        self._task: asyncio.Task[None] | None = None
         self._warned_at = -_QUIET
         self._state = DataKey(_STATE, self.name)
         self.check = SelfCheck(self.name, context.clock, context.log)
-        index_config = params.indexer_config.kv_block_index_config
-        self._log_interval = seconds(index_config.metrics_logging_interval)
+        details = params.indexer_config.kv_block_index_config.enable_metrics
         self._metrics = (
-            PreciseMetrics(context.metrics, self.name, self.type, details=index_config.enable_metrics)
+            PreciseMetrics(context.metrics, self.name, self.type, details=details)
             if context.metrics is not None
             else None
+        )
+        self._upkeep = Upkeep(
+            self.index,
+            params,
+            table=context.table,
+            clock=context.clock,
+            log=context.log,
+            name=self.name,
+            report=self._report,
         )
         context.table.on_added(self._added)
         context.table.on_removed(self._removed)
@@ -151,23 +155,22 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
 
     async def start(self) -> None:
         """Load the snapshot, follow everybody, and keep the index in order."""
-        params = self.params
-        if params.snapshot_file:
-            await self._load()
+        await self._upkeep.load()
+        if self.shared is not None:
+            self.shared.index.start()
         self.receiver.start()
-        if params.kv_events_config.zmq_endpoint:
-            self.receiver.bind(params.kv_events_config.zmq_endpoint)
+        endpoint = self.params.kv_events_config.zmq_endpoint
+        if endpoint:
+            self.receiver.bind(endpoint)
         self._started_at = self.context.clock()
-        self._task = asyncio.create_task(self._upkeep(self._started_at), name=f"{self.name} upkeep")
+        self._upkeep.start()
 
     async def stop(self) -> None:
         """Follow nobody any more, and write the snapshot."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
-            await self._save()
+        await self._upkeep.stop()
         self.receiver.stop()
+        if self.shared is not None:
+            await self.shared.index.stop()
 
     def ready(self) -> bool:
         """When every known publisher has been replayed as far as it can be, or the limit is over."""
@@ -176,198 +179,79 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             self._warm = waited >= self._limit or self.receiver.progress().ready
         return self._warm
 
-    async def _upkeep(self, began: float) -> None:
-        due = {"report": began, "log": began, "save": began}
-        while True:
-            await asyncio.sleep(UPKEEP)
-            try:
-                await self._turn(began, due)
-            except Exception:  # a defect in one turn must not end them all
-                self.context.log.exception("%s: upkeep of the index failed", self.name)
-                await asyncio.sleep(REPORT)
-
-    async def _turn(self, began: float, due: dict[str, float]) -> None:
-        index, now = self.index, self.context.clock()
-        index.expire(now)
-        if index.restored and now - began >= self._trust:
-            index.drop_restored()
-            for name in [name for name in index.lanes.endpoints() if self.context.table.row_of(name) is None]:
-                index.clear(name)  # it was gone before this picker started
-        for _ in range(TIDY_SLICES):
-            if not index.tidy():
-                break
-            await asyncio.sleep(0)
-        if now - due["report"] >= REPORT:
-            due["report"] = now
-            self._refresh_adapters()
-            if self._metrics is not None:
-                self._metrics.update(index, self.receiver.stats())
-        if self._log_interval and now - due["log"] >= self._log_interval:
-            due["log"] = now
-            self.context.log.info("%s: %s", self.name, self._sizes())
-        interval = seconds(self.params.snapshot_interval)
-        if interval and now - due["save"] >= interval:
-            due["save"] = now
-            await self._save()
-
-    async def _load(self) -> None:
-        try:
-            count = await load_snapshot(self.index, self.params.snapshot_file)
-        except FileNotFoundError:
-            return
-        except (OSError, SnapshotError) as error:
-            self.context.log.warning("%s: snapshot %s is not used: %s", self.name, self.params.snapshot_file, error)
-        else:
-            self.context.log.info("%s: %d blocks from %s", self.name, count, self.params.snapshot_file)
-
-    async def _save(self) -> None:
-        if not self.params.snapshot_file:
-            return
-        try:
-            await save_snapshot(self.index, self.params.snapshot_file)
-        except OSError as error:
-            self.context.log.warning("%s: cannot write the snapshot: %s", self.name, error)
+    def _report(self) -> None:
+        """Once a second."""
+        self._adapters = adapters(self.context.table)
+        if self.shared is not None:
+            self.shared.refresh(self.receiver.states())
+        if self._metrics is not None:
+            self._metrics.update(self.index, self.receiver.stats())
 
     # Endpoints
 
     def _added(self, _row: int, endpoint: Endpoint) -> None:
-        events = self.params.kv_events_config
-        discovery = events.pod_discovery_config
-        if discovery.pod_namespace and endpoint.namespace != discovery.pod_namespace:
-            return
-        if not self._selected(endpoint.labels):
-            return
-        publishers = []
-        if events.connects:
-            host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
-            replay = discovery.replay_socket_port
-            publishers.append(
-                Publisher(
-                    f"tcp://{host}:{discovery.socket_port + endpoint.rank}",
-                    f"tcp://{host}:{replay + endpoint.rank}" if replay else None,
-                    endpoint.rank,
-                )
-            )
-        self.receiver.add(endpoint.host_port, publishers)
+        found = publishers(endpoint, self.params.kv_events_config, self._selected)
+        if found is not None:
+            self.receiver.add(endpoint.host_port, found)
 
     def _removed(self, _row: int, endpoint: Endpoint) -> None:
         self.receiver.remove(endpoint.host_port)
         self.check.forget(endpoint.host_port)
         self.index.clear(endpoint.host_port)
-
-    def _resolve(self, name: str) -> str | None:
-        """The endpoint that a topic speaks of: by `ip:port`, address, pod name or endpoint name."""
-        table = self.context.table
-        if table.row_of(name) is not None:
-            return name
-        for row in table.rows.tolist():
-            endpoint = table.endpoints[row]
-            if endpoint is not None and name in (endpoint.address, endpoint.pod, endpoint.name, endpoint.key):
-                address: str = endpoint.host_port
-                return address
-        return None
-
-    def _refresh_adapters(self) -> None:
-        """Names of LoRA adapters as the servers' metrics and model lists tell them."""
-        names: set[str] = set()
-        for row in self.context.table.rows.tolist():
-            attributes = self.context.table.attributes[row]
-            lora = attributes.get(LORA)
-            if lora is not None:
-                names |= lora.active | lora.waiting
-            names.update(model.id for model in attributes.get(MODELS) or () if model.parent)
-        self._adapters = frozenset(names)
+        if self.shared is not None:
+            self.shared.index.remove(endpoint.host_port)
 
     # A request's way
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints) -> Awaitable[None] | None:
-        """Inline up to 8192 blocks."""
+        """Inline up to 8192 blocks, unless the shared index is asked."""
         prompt = request.prompt
         if prompt is None or not prompt.data:
             return None
         if prompt.estimated:
             self._say_estimated()
             return None
-        sizes = self.index.block_sizes or [self._block_size]
+        sizes = self._sizes()
         if min(prompt.tokens, MAX_TOKENS) // min(sizes) > INLINE_BLOCKS:
-            return self._produce_in_slices(request, endpoints, sizes)
-        prepared = _Prepared({size: self._keys(request, size) for size in sizes}, prompt.tokens)
-        self._publish(request, endpoints, prepared)
-        return None
+            return self._produce_in_slices(request, prompt, endpoints, sizes)
+        keys = {size: self._keys(request, prompt, size) for size in sizes}
+        return self._publish(request, prompt, endpoints, keys)
 
-    async def _produce_in_slices(self, request: InferenceRequest, endpoints: Endpoints, sizes: Sequence[int]) -> None:
-        prompt = request.prompt
-        if prompt is None:
-            return
-        prepared = _Prepared({}, prompt.tokens)
+    async def _produce_in_slices(
+        self, request: InferenceRequest, prompt: Prompt, endpoints: Endpoints, sizes: Sequence[int]
+    ) -> None:
+        keys = {}
         for size in sizes:
             # Hashing lets go of nothing that others write, so it may run beside the loop.
-            prepared.keys[size] = await asyncio.to_thread(self._keys, request, size)
-        self._publish(request, endpoints, prepared)
+            keys[size] = await asyncio.to_thread(self._keys, request, prompt, size)
+        waiting = self._publish(request, prompt, endpoints, keys)
+        if waiting is not None:
+            await waiting
 
-    def _keys(self, request: InferenceRequest, size: int) -> list[Keys]:
-        prompt = request.prompt
-        if prompt is None:
-            return []
+    def _sizes(self) -> list[int]:
+        """The engines' block sizes, as far as they are known."""
+        own = self.index.block_sizes
+        if self.shared is None or not self.shared.index.block_sizes:
+            return own or [self._block_size]
+        return [*own, *(size for size in self.shared.index.block_sizes if size not in own)]
+
+    def _keys(self, request: InferenceRequest, prompt: Prompt, size: int) -> list[Keys]:
         model = request.target_model
         adapter = model if model in self.index.adapters or model in self._adapters else ""
-        left = MAX_TOKENS // size
-        chains = []
-        for number, data in enumerate(prompt.data):
-            keys = prompt_keys(
-                self.index.hasher,
-                data,
-                size,
-                adapter=adapter,
-                cache_salt=request.payload.cache_salt,
-                features=[feature for feature in prompt.features if feature.prompt == number],
-                most=left,
-            )
-            left -= len(keys)
-            chains.append(keys)
-        return chains
+        return chains(self.index.hasher, prompt, size, adapter=adapter, cache_salt=request.payload.cache_salt)
 
-    def _publish(self, request: InferenceRequest, endpoints: Endpoints, prepared: _Prepared) -> None:
+    def _publish(
+        self, request: InferenceRequest, prompt: Prompt, endpoints: Endpoints, keys: dict[int, list[Keys]]
+    ) -> Awaitable[None] | None:
         ours = self._block_size
-        prompt = request.prompt
-        if prompt is None:
-            return
         total = sum(len(data) // 4 // ours for data in prompt.data)
         if not total:
-            return
-        lanes = self._lanes_of(endpoints)
-        blocks, weighted = np.zeros(len(endpoints)), np.zeros(len(endpoints))
-        for number in range(len(prompt.data)):
-            best, worth = np.zeros(len(endpoints)), np.zeros(len(endpoints))
-            for size, chains in prepared.keys.items():
-                match = self.index.match(chains[number])
-                # Lane -1 is the last of the padding: it belongs to nobody.
-                held = np.append(match.blocks, 0.0)[lanes]
-                value = np.append(match.weighted, 0.0)[lanes]
-                if size != ours:
-                    whole = held * size // ours
-                    value = np.divide(value * whole, held, out=np.zeros(len(held)), where=held > 0)
-                    held = whole
-                better = held > best
-                best = np.where(better, held, best)
-                worth = np.where(better, value, worth)
-            blocks += best
-            weighted += worth
-        request.attributes[self._state] = prepared
-        publish_prefix_match(request, endpoints, self.name, PrefixMatch(weighted, blocks, total, ours))
-
-    def _lanes_of(self, endpoints: Endpoints) -> np.ndarray[Any, np.dtype[np.intp]]:
-        """The lane of each candidate, -1 for those that never told anything."""
-        table, lanes = self.context.table, self.index.lanes
-        version = (table.version, lanes.version)
-        if version != self._lanes_version:
-            self._lanes = np.full(len(table.endpoints), -1, dtype=np.intp)
-            for name, lane in lanes.endpoints().items():
-                row = table.row_of(name)
-                if row is not None:
-                    self._lanes[row] = lane
-            self._lanes_version = version
-        return self._lanes[endpoints.rows]
+            return None
+        blocks, weighted = self._candidates.match(keys, endpoints.rows, ours)
+        request.attributes[self._state] = _Prepared(keys, prompt.tokens)
+        match = PrefixMatch(weighted, blocks, total, ours)
+        publish_prefix_match(request, endpoints, self.name, match)
+        return None if self.shared is None else self.shared.consult(request, endpoints, match, keys)
 
     def on_picked(self, request: InferenceRequest, result: SchedulingResult) -> None:
         """Note what is predicted, and believe for a while that the chosen endpoints will hold the prompt."""
@@ -429,17 +313,6 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
 
     # State
 
-    def _sizes(self) -> dict[str, Any]:
-        index = self.index
-        return {
-            "blocks": index.blocks.count,
-            "bytes": index.blocks.size_bytes,
-            "bytesPerBlock": round(index.blocks.bytes_per_block, 1),
-            "evicted": index.blocks.evicted,
-            "endpoints": len(index.lanes),
-            **{name: getattr(index.counters, name) for name in index.counters.__slots__},
-        }
-
     def dump_state(self) -> dict[str, Any]:
         """The index, the publishers, and the latest predictions with what came of them."""
         index = self.index
@@ -447,7 +320,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         return {
             "blockSizeTokens": self._block_size,
             "engineBlockSizes": list(index.block_sizes),
-            "index": self._sizes(),
+            "index": sizes(index),
             "maxBytes": index.blocks.max_bytes,
             "tiers": dict(zip(index.tiers.names, index.tiers.weights, strict=True)),
             "speculative": len(index.speculation),
@@ -465,4 +338,5 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
                 for state in self.receiver.states()[:_MAX_DUMPED]
             ],
             "selfCheck": self.check.dump(),
+            **({} if self.shared is None else {"shared": self.shared.dump()}),
         }

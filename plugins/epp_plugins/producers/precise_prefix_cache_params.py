@@ -9,6 +9,7 @@ from msgspec import Meta, field
 
 from epp.api import Params
 from epp.datalayer.durations import seconds
+from epp_plugins.producers.precise_prefix_cache_shared_params import RedisConfig
 
 _Natural = Annotated[int, Meta(ge=0)]
 _Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -30,16 +31,14 @@ def size_in_bytes(text: str | int) -> int:
 class TokenProcessorConfig(Params, frozen=True):
     """`blockSizeTokens`: in which blocks matches are counted. `hashSeed` is mixed into every key.
 
-    `hashAlgorithm` (`cbor-fnv`, `xxh64`) tells pickers that share an index how to name blocks. In memory nobody sees
-    the keys, and one faster function serves both.
+    `hashAlgorithm` (`cbor-fnv`, `xxh64`) has no effect: keys are ours, in memory and in a shared index, and one faster
+    function serves both.
     """
 
     block_size_tokens: Annotated[int, Meta(ge=1, le=65536, description="tokens per reported block")] = 16
     block_size: Annotated[int, Meta(ge=1, le=65536, description="deprecated name of blockSizeTokens")] | None = None
     hash_seed: Annotated[str, Meta(description="mixed into every key")] = ""
-    hash_algorithm: Annotated[Literal["", "cbor-fnv", "xxh64"], Meta(description="matters for a shared index only")] = (
-        ""
-    )
+    hash_algorithm: Annotated[Literal["", "cbor-fnv", "xxh64"], Meta(description="no effect")] = ""
 
 
 class InMemoryConfig(Params, frozen=True):
@@ -60,11 +59,15 @@ class CostAwareMemoryConfig(Params, frozen=True):
 
 
 class KVBlockIndexConfig(Params, frozen=True):
-    """Bounds of the index, and whether it tells about itself."""
+    """Bounds of the index, and whether it tells about itself.
+
+    `redisConfig`, or `valkeyConfig`, which is the same, adds an index that pickers share to the local one.
+    """
 
     in_memory_config: InMemoryConfig | None = None
     cost_aware_memory_config: CostAwareMemoryConfig | None = None
-    redis_config: dict[str, Any] | None = None
+    redis_config: RedisConfig | None = None
+    valkey_config: RedisConfig | None = None
     enable_metrics: Annotated[bool, Meta(description="metrics of what happens in the index")] = False
     metrics_logging_interval: Annotated[str | float, Meta(description="log them so often; 0: never")] = 0
 
@@ -72,8 +75,13 @@ class KVBlockIndexConfig(Params, frozen=True):
         seconds(self.metrics_logging_interval)
         if self.in_memory_config is not None and self.cost_aware_memory_config is not None:
             raise ValueError("inMemoryConfig and costAwareMemoryConfig exclude each other: keep one")
-        if self.redis_config is not None:
-            raise ValueError("redisConfig: a shared index is not available; remove it, every picker follows all events")
+        if self.redis_config is not None and self.valkey_config is not None:
+            raise ValueError("redisConfig and valkeyConfig exclude each other: keep one")
+
+    @property
+    def shared(self) -> RedisConfig | None:
+        """The shared index, if there is one."""
+        return self.redis_config or self.valkey_config
 
 
 class KVCacheBackendConfig(Params, frozen=True):
@@ -122,10 +130,6 @@ class KVEventsConfig(Params, frozen=True):
     discover_pods: bool | None = None
     pod_discovery_config: PodDiscoveryConfig = PodDiscoveryConfig()
 
-    def __post_init__(self) -> None:
-        if not self.zmq_endpoint and self.discover_pods is False:
-            raise ValueError("discoverPods is false and zmqEndpoint is empty: no events could ever come; set one")
-
     @property
     def connects(self) -> bool:
         """Whether endpoints are connected to."""
@@ -158,6 +162,11 @@ class PrecisePrefixCacheParams(Params, frozen=True):
     def __post_init__(self) -> None:
         for value in (self.speculative_ttl, self.warm_start_limit, self.snapshot_interval, self.snapshot_trust):
             seconds(value)
+        events = self.kv_events_config
+        if not events.zmq_endpoint and not events.connects and not self.indexer_config.kv_block_index_config.shared:
+            raise ValueError(
+                "discoverPods is false and zmqEndpoint is empty: no events could ever come; set one, or redisConfig"
+            )
 
     @property
     def tokens(self) -> TokenProcessorConfig:

@@ -36,6 +36,7 @@ from epp.testing import ManualClock, plugin
 from epp.testing.assembly import assemble
 from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
 from epp_plugins.producers.precise_prefix_cache_params import size_in_bytes
+from epp_plugins.producers.precise_prefix_cache_pool import resolve
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
 from epp_plugins.scorers.precise_prefix_cache import PrecisePrefixCacheScorer
 from tests.picks import picked
@@ -127,7 +128,7 @@ def test_adapters_are_known_from_events_and_from_the_servers(table: EndpointTabl
     store(producer, pod(0), ids(2), 100, lora_name="tuned")
     assert matched(producer, ask(ids(3), model="tuned"))[0] == 2
     table.attributes[0][LORA] = LoraInfo(frozenset({"fresh"}))
-    producer._refresh_adapters()
+    producer._report()
     assert matched(producer, ask(ids(3), model="fresh"))[0] == 0
 
 
@@ -300,8 +301,9 @@ async def test_publishers_that_connect_to_us() -> None:
             return matched(producer, ask(ids(2))) == [2]
 
         await until(arrived)
-        assert producer._resolve("10.0.0.9:8000") == producer._resolve("10.0.0.9") == "10.0.0.9:8000"
-        assert producer._resolve("stranger") is None
+        table = producer.context.table
+        assert resolve(table, "10.0.0.9:8000") == resolve(table, "10.0.0.9") == "10.0.0.9:8000"
+        assert resolve(table, "stranger") is None
     finally:
         await producer.stop()
         context.destroy(linger=0)
@@ -362,15 +364,15 @@ async def test_a_snapshot_cut_short_or_of_another_seed(
     whole = file.read_bytes()
     file.write_bytes(whole[:-20])
     second = make(table, snapshotFile=str(file))
-    await second._load()
+    await second._upkeep.load()
     assert "too early" in caplog.text
     file.write_bytes(whole)
     third = make(table, snapshotFile=str(file), tokenProcessorConfig={"hashSeed": "other"})
-    await third._load()
+    await third._upkeep.load()
     assert "hashSeed" in caplog.text
     assert third.index.blocks.count == 0
     fourth = make(table, snapshotFile=str(tmp_path / "no" / "such" / "folder"))
-    await fourth._save()
+    await fourth._upkeep._save()
     assert "cannot write" in caplog.text
 
 
@@ -395,7 +397,18 @@ async def test_metrics_and_their_log(table: EndpointTable, caplog: pytest.LogCap
 @pytest.mark.parametrize(
     ("params", "said"),
     [
-        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "x"}}}}, "redisConfig"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "http://x"}}}}, "write host:port"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "x:0"}}}}, "port must be a number"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "x:y"}}}}, "port must be a number"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"address": "redis://x?ssl=1"}}}}, "option ssl"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"lookupBudget": 0}}}}, "lookupBudget"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"ttl": "1ms"}}}}, "at least 1s"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {}, "valkeyConfig": {}}}}, "keep one"),
+        ({"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"passwordFile": "/gone/away"}}}}, "/gone/away"),
+        (
+            {"indexerConfig": {"kvBlockIndexConfig": {"redisConfig": {"password": "a", "passwordFile": "b"}}}},
+            "exclude each other",
+        ),
         ({"indexerConfig": {"kvBlockIndexConfig": {"inMemoryConfig": {}, "costAwareMemoryConfig": {}}}}, "exclude"),
         ({"indexerConfig": {"kvBlockIndexConfig": {"costAwareMemoryConfig": {"size": "much"}}}}, "no size"),
         ({"indexerConfig": {"kvBlockIndexConfig": {"costAwareMemoryConfig": {"size": "5kB"}}}}, "at least 1MiB"),
@@ -541,7 +554,7 @@ async def test_a_failing_turn_does_not_end_the_upkeep(
     clock, file = ManualClock(), tmp_path / "index"
     params = {"snapshotFile": str(file), "snapshotInterval": "1s"}
     producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
-    monkeypatch.setattr(producer, "_refresh_adapters", lambda: {}["broken"])
+    monkeypatch.setattr("epp_plugins.producers.precise_prefix_cache.adapters", lambda table: {}["broken"])
     await producer.start()
     try:
         clock.advance(2.0)

@@ -1,0 +1,1 @@
+"""A prefix index in Redis or Valkey that pickers share, beside each one's own."""
