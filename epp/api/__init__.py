@@ -6,6 +6,7 @@ from epp.api.attributes import LoraInfo as LoraInfo
 from epp.api.attributes import ModelInfo as ModelInfo
 from epp.api.attributes import Topology as Topology
 from epp.api.endpoints import BASE_COLUMNS as BASE_COLUMNS
+from epp.api.endpoints import FEW as FEW
 from epp.api.endpoints import BoolArray as BoolArray
 from epp.api.endpoints import Endpoint as Endpoint
 from epp.api.endpoints import Endpoints as Endpoints

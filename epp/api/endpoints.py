@@ -19,6 +19,10 @@ FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.intp]
 
+FEW = 48
+"""Up to so many endpoints a loop over `array.tolist()` costs less than numpy's operations, above all when the caches
+are cold: every operation of numpy is code of its own. Above it, numpy wins by far."""
+
 # Columns every table has. NaN: never measured. `scraped_at`, `picked_at` (clock) and `rtt` are seconds.
 BASE_COLUMNS: dict[str, float] = {
     "waiting": np.nan,
@@ -242,6 +246,13 @@ class Endpoints:
         if endpoint is None:
             raise LookupError(f"the endpoint at {index} has been removed")
         return endpoint
+
+    def position(self, row: int) -> int:
+        """Where a row of the table, which is among them, stands among these."""
+        if len(self.rows) <= FEW:
+            place: int = self.rows.tolist().index(row)
+            return place
+        return int((self.rows == row).argmax())
 
     def column(self, name: str | DataKey) -> FloatArray:
         """A column by name; a key that nobody produced for this request raises LookupError."""

@@ -341,7 +341,7 @@ class Director:
 def _holds_part_of_prompt(request: InferenceRequest, result: SchedulingResult) -> bool:
     """Whether the picked endpoint has at least one block of the prompt, as told by any configured producer."""
     target = result.target
-    position = int((target.candidates.rows == target.rows[0]).argmax())
+    position = target.candidates.position(target.rows[0])
     for key in request.attributes:
         if key.type == PREFIX_CACHE_MATCH:
             match = prefix_match(request, target.candidates, key.producer)

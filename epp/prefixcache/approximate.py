@@ -29,7 +29,7 @@ from heapq import heappop, heappush
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.api.endpoints import FloatArray, IntArray
+from epp.api.endpoints import FEW, FloatArray, IntArray
 from epp.prefixcache.radix import Lane, Node, common_length
 
 # Bytes as measured with tracemalloc on CPython 3.11, a little above the mean; see docs/prefix-cache.md.
@@ -81,17 +81,21 @@ class ApproximateIndex:
 
     def match(self, path: Sequence[int], rows: IntArray) -> FloatArray:
         """For each row, how many blocks of the prompt it holds, counted from the first one. Shape `(len(rows),)`."""
-        counts = np.zeros(len(self._lanes))
-        self._count(path, counts)
         try:
             lanes = self._lane_of_row[rows]
         except IndexError:
             self._grow_rows(int(rows.max()))
             lanes = self._lane_of_row[rows]
+        if len(self._lanes) <= FEW:
+            told: dict[int, float] = {}
+            self._count(path, told)
+            return np.array([told.get(lane, 0.0) for lane in lanes.tolist()], dtype=np.float64)
+        counts = np.zeros(len(self._lanes))
+        self._count(path, counts)
         matched: FloatArray = counts[lanes]
         return matched
 
-    def _count(self, path: Sequence[int], counts: FloatArray) -> None:
+    def _count(self, path: Sequence[int], counts: FloatArray | dict[int, float]) -> None:
         """Walk down as long as somebody holds what comes; note where each holder is left behind."""
         heads = self._heads
         holders = 0
@@ -307,9 +311,9 @@ class ApproximateIndex:
         self._lane_of_row = grown
 
 
-def _spread(counts: FloatArray, lanes: int, value: int) -> None:
+def _spread(counts: FloatArray | dict[int, float], lanes: int, value: int) -> None:
     """`counts[lane] = value` for every bit set in `lanes`."""
-    if lanes.bit_count() > _FEW:
+    if not isinstance(counts, dict) and lanes.bit_count() > _FEW:
         packed = np.frombuffer(lanes.to_bytes((len(counts) + 7) // 8, "little"), dtype=np.uint8)
         counts[np.unpackbits(packed, count=len(counts), bitorder="little").view(np.bool_)] = value
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from epp.api.endpoints import Endpoints, FloatArray
+from epp.api.endpoints import FEW, Endpoints, FloatArray
 from epp.api.errors import ResourceExhausted
 from epp.api.plugin import Clock, Filter, Picker, ProfileResult, Scorer, Scores
 from epp.api.request import InferenceRequest
@@ -62,12 +62,17 @@ class SchedulingProfile:
         if positions is None or len(positions) == 0:
             # The picker failed (counted): the best score is what any picker would have to justify not taking.
             positions = [int(scores.argmax())]
-        chosen = [int(position) for position in positions]
         rows = candidates.rows
+        first, *others = positions
+        picked = [candidates[int(first)]]
+        picked_rows = [rows.item(first)]
+        for position in others:
+            picked.append(candidates[int(position)])
+            picked_rows.append(rows.item(position))
         return ProfileResult(
             profile=self.name,
-            picked=tuple(candidates[position] for position in chosen),
-            rows=tuple(int(rows[position]) for position in chosen),
+            picked=tuple(picked),
+            rows=tuple(picked_rows),
             candidates=candidates,
             scores=scores,
             by_scorer=by_scorer,
@@ -120,8 +125,20 @@ def _weighted_sum(raw: list[Scores], weights: list[float]) -> FloatArray:
     """All scorers in one go, because a numpy call costs as much as ten endpoints in it.
 
     Column by column the same operations in the same order, unlike a matrix product: endpoints with equal scores get
-    equal sums to the last bit, and the picker can tell that they are equal.
+    equal sums to the last bit, and the picker can tell that they are equal. The loop for few endpoints does just that.
     """
+    if raw[0].size <= FEW:
+        sums = [0.0] * raw[0].size
+        for scores, weight in zip(raw, weights, strict=True):
+            told = scores.tolist()
+            if math.isnan(sum(told)):
+                break
+            sums = [
+                total + (score if score < 1.0 else 1.0) * weight if score > 0.0 else total
+                for total, score in zip(sums, told, strict=True)
+            ]
+        else:
+            return np.array(sums)
     matrix = np.array(raw)  # (scorers, endpoints), a copy
     np.maximum(matrix, 0.0, out=matrix)
     np.minimum(matrix, 1.0, out=matrix)

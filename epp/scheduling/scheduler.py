@@ -47,8 +47,13 @@ class Scheduler:
         """One result per profile that ran; the error of the primary profile when it found nothing."""
         done: dict[str, ProfileResult | None] = {}
         errors: dict[str, RequestError] = {}
-        while names := [name for name in self._next.run(request, self.profiles, done) or () if name not in done]:
-            for name in names:
+        more = True
+        while more:
+            more = False
+            for name in self._next.run(request, self.profiles, done) or ():
+                if name in done:
+                    continue
+                more = True
                 profile = self.profiles.get(name)
                 if profile is None:
                     raise ResourceExhausted(

@@ -82,5 +82,5 @@ class PrefixBasedPDDecider(epp.Decider[PrefixBasedPDDeciderParams]):
         if match is None:
             self._fallbacks.count(NO_PREFIX_INFO)
             return 0
-        position = int((candidates.rows == decode.rows[0]).argmax())
+        position = candidates.position(decode.rows[0])
         return int(match.cached_blocks[position]) * match.block_size_tokens

@@ -35,6 +35,13 @@ class MaxScorePicker(epp.Picker[MaxScorePickerParams]):
         self, request: epp.InferenceRequest, endpoints: epp.Endpoints, scores: epp.FloatArray
     ) -> Sequence[int] | epp.IntArray:
         wanted = self.params.max_num_of_endpoints
+        if wanted == 1 and scores.size <= epp.FEW:
+            told = scores.tolist()
+            best = max(told)
+            if told.count(best) == 1:
+                return (told.index(best),)
+            equals = [position for position, score in enumerate(told) if score == best]
+            return (equals[self.context.rng.randrange(len(equals))],)
         if wanted == 1:
             first = scores.argmax()
             ties = (scores == scores[first]).nonzero()[0]

@@ -36,6 +36,7 @@ from msgspec import Meta
 
 from epp.api import (
     ANY_PRODUCER,
+    FEW,
     INFLIGHT_LOAD,
     PREFIX_CACHE_MATCH,
     TOKENIZED_PROMPT,
@@ -139,6 +140,9 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         match = self._match(request, endpoints) if tokens else None
         if match is None:
             uncached: FloatArray = np.full(len(endpoints), float(tokens + output))
+        elif match.blocks.size <= FEW:
+            size = match.block_size_tokens
+            uncached = np.array([max(tokens - blocks * size, 0.0) + output for blocks in match.blocks.tolist()])
         else:
             uncached = np.maximum(tokens - match.blocks * match.block_size_tokens, 0.0)
             if output:
@@ -204,8 +208,8 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         row = profile.rows[0]
         candidates = profile.candidates
         if candidates.has(self._uncached):
-            position = int((candidates.rows == row).argmax())
-            prompt_tokens = int(candidates.column(self._uncached)[position]) - output
+            position = candidates.position(row)
+            prompt_tokens = int(candidates.column(self._uncached).item(position)) - output
         else:  # `produce` failed for this request
             prompt_tokens = request.input_tokens
         if not primary:

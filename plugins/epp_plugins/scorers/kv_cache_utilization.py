@@ -7,6 +7,8 @@ Parameters, metrics: none. Failure: a server that was never scraped has no score
 
 from __future__ import annotations
 
+import numpy as np
+
 import epp
 
 
@@ -16,5 +18,8 @@ class KVCacheUtilizationScorer(epp.Scorer[epp.NoParams]):
     type = "kv-cache-utilization-scorer"
 
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
-        scores: epp.Scores = 1.0 - endpoints.kv_usage
+        usage = endpoints.kv_usage
+        if usage.size <= epp.FEW:
+            return np.array([1.0 - share for share in usage.tolist()])
+        scores: epp.Scores = 1.0 - usage
         return scores

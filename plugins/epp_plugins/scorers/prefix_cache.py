@@ -45,8 +45,10 @@ class PrefixCacheScorer(epp.Scorer[PrefixCacheScorerParams]):
         match = epp.prefix_match(request, endpoints, self.params.prefix_match_info_producer_name)
         if match is None or match.total_blocks == 0:
             return np.zeros(len(endpoints))
-        scores: epp.Scores = match.blocks / match.total_blocks
         weight = self.params.match_length_weight
+        if not weight and match.blocks.size <= epp.FEW:
+            return np.array([blocks / match.total_blocks for blocks in match.blocks.tolist()])
+        scores: epp.Scores = match.blocks / match.total_blocks
         if weight:
             tokens = match.blocks * match.block_size_tokens
             length = np.minimum(1.0, tokens / self.params.match_length_scale_tokens) ** 2
