@@ -1,7 +1,7 @@
 """Bytes of a `ProcessingRequest` -> `Incoming`.
 
-Header and trailer messages are decoded by the protobuf library, body messages by `wire.body_span` where they have the
-usual shape. Metadata is decoded only when somebody asks for it.
+Body messages are read by `wire.body_span`, header messages by `header_wire.header_message` where they have the usual
+shape; everything else is decoded by the protobuf library. Metadata is decoded only when somebody asks for it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from epp.extproc import ext_proc_pb2 as pb
+from epp.extproc.header_wire import REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG, header_message
 from epp.extproc.metadata import SERVED, SUBSET, served_endpoint, subset_hint
 from epp.extproc.wire import (
     REQUEST_BODY,
@@ -42,22 +43,25 @@ class InvalidMessage(Exception):
 class Incoming:
     """One message of the gateway. `kind` is a field number of `ProcessingRequest` (`wire`), 0 for none we know."""
 
-    __slots__ = ("_message", "_rest", "body", "end_of_stream", "kind")
+    __slots__ = ("_headers", "_message", "_modes", "_rest", "body", "end_of_stream", "kind")
 
     def __init__(
         self,
         kind: int,
-        *,
-        body: bytes = b"",
-        end_of_stream: bool = False,
-        message: pb.ProcessingRequest | None = None,
+        body: bytes,
+        end_of_stream: bool,
+        message: pb.ProcessingRequest | None,
         rest: bytes = b"",
+        headers: dict[str, str] | None = None,
+        modes: tuple[int, int] | None = None,
     ) -> None:
         self.kind = kind
         self.body = body
         self.end_of_stream = end_of_stream
         self._message = message
         self._rest = rest
+        self._headers = headers
+        self._modes = modes
 
     @property
     def name(self) -> str:
@@ -72,7 +76,7 @@ class Incoming:
         """
         message = self._message
         if message is None:
-            return {}
+            return self._headers or {}
         phase = message.request_headers if self.kind == REQUEST_HEADERS else message.response_headers
         return {
             header.key.lower(): header.raw_value.decode("utf-8", "backslashreplace") or header.value
@@ -81,7 +85,9 @@ class Incoming:
 
     def modes(self) -> tuple[int, int] | None:
         """`BodySendMode` of request and response body; None: the gateway does not tell."""
-        if self._message is None or not self._message.HasField("protocol_config"):
+        if self._message is None:
+            return self._modes
+        if not self._message.HasField("protocol_config"):
             return None
         config = self._message.protocol_config
         return int(config.request_body_mode), int(config.response_body_mode)
@@ -110,14 +116,15 @@ class Incoming:
 
 def decode(message: bytes) -> Incoming:
     """Raises `InvalidMessage`."""
-    span = body_span(message)
-    if span is not None:
-        return Incoming(
-            span.kind,
-            body=message[span.start : span.stop],
-            end_of_stream=span.end_of_stream,
-            rest=message[span.rest :],
-        )
+    tag = message[0] if message else 0
+    if tag in (REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG):
+        told = header_message(message)
+        if told is not None:
+            return Incoming(told.kind, b"", told.end_of_stream, None, told.rest, told.headers, told.modes)
+    else:
+        span = body_span(message)
+        if span is not None:
+            return Incoming(span.kind, message[span.start : span.stop], span.end_of_stream, None, message[span.rest :])
     try:
         decoded = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:
@@ -130,8 +137,8 @@ def decode(message: bytes) -> Incoming:
     end_of_stream = (kind == REQUEST_HEADERS and decoded.request_headers.end_of_stream) or (
         kind == RESPONSE_HEADERS and decoded.response_headers.end_of_stream
     )
-    return Incoming(kind, end_of_stream=end_of_stream, message=decoded)
+    return Incoming(kind, b"", end_of_stream, decoded)
 
 
 def _body(kind: int, body: pb.HttpBody, decoded: pb.ProcessingRequest) -> Incoming:
-    return Incoming(kind, body=body.body, end_of_stream=body.end_of_stream, message=decoded)
+    return Incoming(kind, body.body, body.end_of_stream, decoded)

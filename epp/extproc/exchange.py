@@ -40,6 +40,7 @@ INTERNAL: Final = 13
 UNAVAILABLE: Final = 14
 
 _ANSWER: Final = frozenset({RESPONSE_HEADERS, RESPONSE_BODY, RESPONSE_TRAILERS})
+_DECIDED_WITHOUT_BODY: Final = frozenset({pb.NONE, pb.STREAMED})
 
 
 class Exchange:
@@ -208,7 +209,7 @@ class Exchange:
         too_large = request.announced_too_large()
         if too_large is not None:
             return self._refuse_ourselves(too_large)
-        if incoming.end_of_stream or request.mode in (pb.NONE, pb.STREAMED):
+        if incoming.end_of_stream or request.mode in _DECIDED_WITHOUT_BODY:
             return self._decide(Carrier.HEADERS)
         return [] if request.deferred else [replies.PLAIN_REQUEST_HEADERS]
 

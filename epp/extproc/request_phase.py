@@ -37,6 +37,7 @@ CONTROL_HEADERS: Final = (
 client's pass; here they are removed. The destination itself is always overwritten."""
 
 _MAX_PLAIN_DECISIONS: Final = 4096
+_ANSWERED_AT_ONCE: Final = frozenset({pb.NONE, pb.STREAMED, pb.BUFFERED, pb.BUFFERED_PARTIAL})
 
 
 class Carrier(Enum):
@@ -48,7 +49,8 @@ class Carrier(Enum):
 
 
 class RequestPhase:
-    """One request. `mode`: how the gateway sends the body, None when it does not tell."""
+    """One request. `mode`: how the gateway sends the body, None when it does not tell; `deferred`: whether its headers
+    wait for the decision."""
 
     __slots__ = (
         "_chunks",
@@ -58,6 +60,7 @@ class RequestPhase:
         "answered",
         "body",
         "by_trailers",
+        "deferred",
         "echoes",
         "head",
         "mode",
@@ -71,7 +74,8 @@ class RequestPhase:
             request_id = headers[REQUEST_ID] = context.make_id()
         modes = message.modes()
         self._context = context
-        self.mode = None if modes is None else modes[0]
+        self.mode = mode = None if modes is None else modes[0]
+        self.deferred = mode not in _ANSWERED_AT_ONCE
         self.head = RequestHead(
             headers=headers,
             path=headers.get(":path", ""),
@@ -86,11 +90,6 @@ class RequestPhase:
         self.by_trailers = False
         self.echoes = self.deferred and not message.end_of_stream
         self.answered = False
-
-    @property
-    def deferred(self) -> bool:
-        """Whether the headers wait for the decision."""
-        return self.mode not in (pb.NONE, pb.STREAMED, pb.BUFFERED, pb.BUFFERED_PARTIAL)
 
     @property
     def declared_length(self) -> int | None:

@@ -1,14 +1,16 @@
-"""The hand-written body codec against the protobuf library: any split, any field order, unknown fields, any bytes."""
+"""The hand-written codec against the protobuf library: any split, any field order, unknown fields, any bytes."""
 
 from __future__ import annotations
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.extproc import ext_proc_pb2 as pb
 from epp.extproc.codec import KIND_NAMES, InvalidMessage, decode
+from epp.extproc.header_wire import header_message
+from epp.extproc.metadata import SERVED, SUBSET, served_endpoint, subset_hint
 from epp.extproc.wire import PIECE, REQUEST_BODY, RESPONSE_BODY, chunk_span, echo_chunk, streamed_body, varint
 
 BODIES = st.one_of(st.binary(max_size=40), st.integers(0, 140_000).map(lambda size: b"\x2a\x0a\x42" * (size // 3)))
@@ -98,6 +100,103 @@ def test_whatever_comes_is_read_as_the_library_reads_it(message: bytes) -> None:
     if incoming.kind in (REQUEST_BODY, RESPONSE_BODY):
         part = judged.request_body if incoming.kind == REQUEST_BODY else judged.response_body
         assert (incoming.body, incoming.end_of_stream) == (part.body, part.end_of_stream)
+
+
+@st.composite
+def header_values(draw: st.DrawFn) -> bytes:
+    """A HeaderValue as any writer might write it, mostly name and `raw_value`."""
+    name = draw(st.one_of(st.sampled_from(["accept", "X-Mixed", ":path"]), st.text(max_size=200))).encode()
+    parts = [field(1, name if draw(st.integers(0, 9)) else b"\xff\xfe")]
+    if draw(st.integers(0, 9)):
+        parts.append(field(3, draw(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode)))))
+    if draw(st.integers(0, 7)) == 0:
+        parts.append(field(2, draw(st.text(max_size=20)).encode()))
+    if draw(st.integers(0, 15)) == 0:
+        parts.append(unknown(draw))
+    if draw(st.integers(0, 7)) == 0:
+        parts = draw(st.permutations(parts))
+    return b"".join(parts)
+
+
+@st.composite
+def header_messages(draw: st.DrawFn) -> bytes:
+    """A message with headers, mostly as Envoy writes it; sometimes cut, or with a byte changed."""
+    values = draw(st.lists(header_values(), max_size=6))
+    inner = [field(1, b"".join(field(1, value) for value in values))]
+    if draw(st.booleans()):
+        inner.append(b"\x18" + varint(draw(st.sampled_from([0, 1, 1, 2]))))
+    if draw(st.integers(0, 9)) == 0:
+        inner.append(draw(st.sampled_from([inner[0], b"\x12\x00", unknown(draw)])))
+    parts = [field(draw(st.sampled_from([2, 3])), b"".join(inner))]
+    if draw(st.booleans()):
+        context = pb.Metadata()
+        name = draw(st.sampled_from(["envoy.lb", "envoy.lb.subset_hint"]))
+        told = "10.0.0.1:80"
+        context.filter_metadata[name].update({draw(st.sampled_from([SUBSET, SERVED, "other"])): told})
+        parts.append(field(8, context.SerializeToString()))
+    if draw(st.integers(0, 9)) == 0:
+        parts.append(draw(st.sampled_from([b"\x4a\x00", b"\x50\x01", b"\x12\x00", b"\x22\x00", b"\x5a\x00"])))
+    if draw(st.booleans()):
+        modes = st.sampled_from([b"", b"\x08\x04", b"\x10\x02", b"\x08\x04\x10\x00", b"\x18\x01", b"\x08\xff\x01"])
+        parts.append(field(11, b"".join(draw(st.lists(modes, max_size=2)))))
+    if draw(st.integers(0, 9)) == 0:
+        parts = draw(st.permutations(parts))
+    message = bytearray(b"".join(parts))
+    if draw(st.integers(0, 4)) == 0:
+        del message[draw(st.integers(0, len(message))) :]
+    if message and draw(st.integers(0, 4)) == 0:
+        message[draw(st.integers(0, len(message) - 1))] = draw(st.integers(0, 255))
+    return bytes(message)
+
+
+@settings(max_examples=400)
+@given(header_messages())
+def test_headers_are_read_as_the_library_reads_them(message: bytes) -> None:
+    judged = judge(message)
+    try:
+        incoming = decode(message)
+    except InvalidMessage:
+        assert judged is None
+        return
+    if judged is None:  # broken metadata, which nobody asked for
+        judged = without_metadata(message)
+        assert incoming.served() == ""
+        assert incoming.subset() is None
+    else:
+        assert incoming.served() == served_endpoint(judged.metadata_context)
+        assert incoming.subset() == subset_hint(judged.metadata_context)
+        config = judged.protocol_config
+        expected = (config.request_body_mode, config.response_body_mode) if judged.HasField("protocol_config") else None
+        assert incoming.modes() == expected
+    kind = judged.WhichOneof("request")
+    assert KIND_NAMES.get(incoming.kind) == kind
+    if kind in ("request_headers", "response_headers"):
+        part = getattr(judged, kind)
+        assert incoming.end_of_stream == part.end_of_stream
+        assert incoming.headers() == {
+            header.key.lower(): header.raw_value.decode("utf-8", "backslashreplace") or header.value
+            for header in part.headers.headers
+        }
+
+
+def test_the_usual_headers_do_not_need_the_library() -> None:
+    request = pb.ProcessingRequest(
+        request_headers=pb.HttpHeaders(
+            headers=pb.HeaderMap(
+                headers=[
+                    pb.HeaderValue(key=":path", raw_value=b"/v1/chat/completions"),
+                    pb.HeaderValue(key="x-empty"),
+                    pb.HeaderValue(key="cookie", raw_value=b"\xff" * 300),
+                ]
+            )
+        ),
+        metadata_context=pb.Metadata(),
+        protocol_config=pb.ProtocolConfiguration(request_body_mode=pb.FULL_DUPLEX_STREAMED),
+    )
+    told = header_message(request.SerializeToString())
+    assert told is not None
+    assert told.headers == {":path": "/v1/chat/completions", "x-empty": "", "cookie": "\\xff" * 300}
+    assert told.modes == (pb.FULL_DUPLEX_STREAMED, pb.NONE)
 
 
 @given(st.one_of(messages(), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))
