@@ -1,23 +1,24 @@
 """The connection to the API server: whose certificate is believed, who we are, one pool of sockets for everybody.
 
-Where the server is and how to sign in comes from the `kubernetes` package (in the cluster, or a kubeconfig with all its
-ways to sign in). Bodies are read as bytes and decoded by `msgspec` where they are used: the package's own models cost
-milliseconds per pod.
+`epp.kubernetes.kubeconfig` says where the server is and how to sign in. Bodies are read as bytes and decoded by
+`msgspec` where they are used: the models of the package `kubernetes` cost milliseconds per pod.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from epp.api.errors import ConfigError
+from epp.kubernetes.credentials import Certificate
+from epp.kubernetes.kubeconfig import Access, from_kubeconfig, from_service_account
 
 CALL_SECONDS = 10.0
 """For one call. A list of 500 pods has 5 MB; an API server that takes longer is in trouble."""
@@ -40,13 +41,17 @@ class ApiError(Exception):
 class ApiConnection:
     """Made by `connect`; `close` it. Raises `OSError`, `TimeoutError` or `aiohttp.ClientError` when it fails."""
 
-    def __init__(self, configuration: Any) -> None:
-        self._configuration = configuration
-        self._host = configuration.host.rstrip("/")
-        self._tls = _tls(configuration)
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._host = access.server
+        self._certificate: Certificate | None = None
+        self._tls = access.tls(None)
+        # Per call and not of the session: a session would set them for another server's redirect, too.
+        self._way: dict[str, Any] = {"server_hostname": access.server_name or None, "proxy": access.proxy or None}
+        self._headers = {"Accept": "application/json", **({} if access.compressed else {"Accept-Encoding": "identity"})}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_SOCKETS, ssl=self._tls if self._tls is not None else True),
+            connector=aiohttp.TCPConnector(limit=_SOCKETS),
             timeout=timeout,
             read_bufsize=1 << 18,
             headers={"User-Agent": _AGENT},
@@ -64,9 +69,7 @@ class ApiConnection:
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
         """The body of an answer. `ApiError` for a status that is not 200."""
         timeout = aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=_CONNECT_SECONDS)
-        async with self._session.get(
-            self._host + path, params=params, headers=await self._headers(), timeout=timeout
-        ) as answer:
+        async with self._ask("GET", path, params=params, timeout=timeout) as answer:
             body = await answer.read()
             if answer.status != 200:
                 raise ApiError(answer.status, _message(body), f"GET {path}")
@@ -76,9 +79,7 @@ class ApiConnection:
     async def watch(self, path: str, params: Mapping[str, str], silence: float) -> AsyncIterator[AsyncIterator[bytes]]:
         """The lines of a watch. `silence`: seconds without a byte after which the connection counts as dead."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence)
-        async with self._session.get(
-            self._host + path, params={**params, "watch": "true"}, headers=await self._headers(), timeout=timeout
-        ) as answer:
+        async with self._ask("GET", path, params={**params, "watch": "true"}, timeout=timeout) as answer:
             if answer.status != 200:
                 raise ApiError(answer.status, _message(await answer.read()), f"watch {path}")
             yield _lines(answer.content)
@@ -86,11 +87,8 @@ class ApiConnection:
     async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Implements `epp.kubernetes.raw_api.RawApi`."""
         timeout = aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=_CONNECT_SECONDS)
-        headers = {**await self._headers(), "Content-Type": "application/json"}
         data = None if body is None else msgspec.json.encode(body)
-        async with self._session.request(
-            method, self._host + path, data=data, headers=headers, timeout=timeout
-        ) as answer:
+        async with self._ask(method, path, data=data, timeout=timeout) as answer:
             said = await answer.read()
             try:
                 document = msgspec.json.decode(said)
@@ -98,59 +96,58 @@ class ApiConnection:
                 document = {"message": said[:200].decode("utf-8", "replace")}
             return answer.status, document if isinstance(document, dict) else {}
 
-    async def _headers(self) -> dict[str, str]:
-        """Asked for each call: tokens of service accounts live for an hour, and the file is read again every minute."""
+    @asynccontextmanager
+    async def _ask(self, method: str, path: str, **what: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request, with the credentials of this moment. A status of 401 is told to who keeps them."""
         try:
-            settings = await self._configuration.auth_settings()
+            identity = await self._access.credentials.identity()
+            if identity.certificate != self._certificate:
+                self._tls, self._certificate = self._access.tls(identity.certificate), identity.certificate
         except Exception as error:  # whatever a way to sign in raises: a file that is being replaced, a command
             raise OSError(f"the credentials for {self._host} cannot be read: {error}") from error
-        bearer = settings.get("BearerToken")
-        headers = {"Accept": "application/json"}
-        if bearer is not None and bearer.get("value"):
-            headers["Authorization"] = bearer["value"].strip()
-        return headers
+        headers = dict(self._headers)
+        if identity.authorization:
+            headers["Authorization"] = identity.authorization
+        if "data" in what:
+            headers["Content-Type"] = "application/json"
+        tls = True if self._tls is None else self._tls
+        async with self._session.request(
+            method, self._host + path, headers=headers, ssl=tls, **self._way, **what
+        ) as answer:
+            if answer.status == 401:
+                self._access.credentials.refused()
+            yield answer
 
 
-async def connect(environment: Mapping[str, str] = os.environ) -> ApiConnection:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def connect(
+    environment: Mapping[str, str] = os.environ, *, wall_clock: Callable[[], datetime] = _now
+) -> ApiConnection:
     """In a cluster with the pod's service account, elsewhere with `$KUBECONFIG` or `~/.kube/config`.
 
-    `ConfigError`: neither is there, or the package is not installed.
+    `ConfigError`: neither is there, something in them is not supported, or the package is not installed.
     """
     try:
-        from kubernetes.aio import client, config
+        import kubernetes  # noqa: F401
     except ImportError:
         raise ConfigError(
             "endpoints from Kubernetes need the package `kubernetes`",
             path="--pool-name",
             fix="pip install 'epp[kubernetes]'",
         ) from None
-    configuration = client.Configuration()
+    if environment.get("KUBERNETES_SERVICE_HOST") and not environment.get("KUBECONFIG"):
+        access = await asyncio.to_thread(from_service_account, environment)
+    else:
+        paths = environment.get("KUBECONFIG") or "~/.kube/config"
+        access = await asyncio.to_thread(from_kubeconfig, paths, environment, wall_clock)
     try:
-        if environment.get("KUBERNETES_SERVICE_HOST") and not environment.get("KUBECONFIG"):
-            await asyncio.to_thread(config.load_incluster_config, configuration)
-        else:
-            await config.load_kube_config(  # type: ignore[no-untyped-call]
-                config_file=environment.get("KUBECONFIG") or None, client_configuration=configuration
-            )
-    except (config.ConfigException, OSError, TypeError) as error:
-        raise ConfigError(
-            f"no Kubernetes API server is known: {error}",
-            path="--pool-name",
-            fix="run in a pod with a service account, set KUBECONFIG, or list endpoints with `file-discovery`",
-        ) from error
-    return ApiConnection(configuration)
-
-
-def _tls(configuration: Any) -> ssl.SSLContext | None:
-    if not configuration.host.startswith("https:"):
-        return None
-    context = ssl.create_default_context(cafile=configuration.ssl_ca_cert or None)
-    if configuration.cert_file:
-        context.load_cert_chain(configuration.cert_file, configuration.key_file)
-    if not configuration.verify_ssl:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        access.tls((await access.credentials.identity()).certificate)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no credentials for {access.server}: {error}", path="kubeconfig") from error
+    return ApiConnection(access)
 
 
 def _message(body: bytes) -> str:

@@ -7,7 +7,6 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -40,15 +39,11 @@ Connect = Callable[[], Any]
 
 @pytest.fixture
 def in_cluster(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Connect:
-    """Connects as a pod does, with a token that is read again for each call instead of each minute."""
+    """Connects as a pod does."""
     (tmp_path / "token").write_text("first\n")
     environment = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": str(server.port)}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
-    at_once = SimpleNamespace(timedelta=lambda minutes: datetime.timedelta(0), datetime=datetime.datetime)
-    monkeypatch.setattr(incluster_config, "datetime", at_once)
     return lambda: connect(environment)
 
 
@@ -61,17 +56,34 @@ async def test_in_a_cluster(server: ApiServer, in_cluster: Connect, tmp_path: Pa
     connection = await in_cluster()
     assert connection.host == server.url
     assert await names(connection) == ["a"]
+    (tmp_path / "token").write_text("")  # it is being replaced
+    assert await names(connection) == ["a"]
     server.tokens = {"second": "picker"}  # the first one has expired
     with pytest.raises(ApiError, match="status 401, Unauthorized") as refused:
         await names(connection)
     assert refused.value.status == 401
-    (tmp_path / "token").write_text("second")
-    assert await names(connection) == ["a"]
-    (tmp_path / "token").write_text("")  # it is being replaced
-    with pytest.raises(OSError, match=r"credentials for https://127\.0\.0\.1:\d+ cannot be read: Token file exists"):
+    with pytest.raises(
+        OSError, match=r"credentials for https://127\.0\.0\.1:\d+ cannot be read: the token file \S+ is"
+    ):
         await names(connection)
     (tmp_path / "token").write_text("second")
     assert await names(connection) == ["a"]
+    server.tokens = {"third": "picker"}
+    (tmp_path / "token").write_text("third")  # long before the second one expires
+    assert await names(connection) == ["a"]
+    await connection.close()
+
+
+async def test_a_watch_goes_on_with_the_next_token(server: ApiServer, in_cluster: Connect, tmp_path: Path) -> None:
+    connection = await in_cluster()
+    server.tokens = {"second": "picker"}
+    with pytest.raises(ApiError, match=r"watch .*: status 401"):
+        async with connection.watch(PODS_PATH, {}, 1.0):
+            pass
+    (tmp_path / "token").write_text("second")
+    async with connection.watch(PODS_PATH, {"resourceVersion": "100"}, 5.0) as lines:
+        server.put(PODS, pod("a", "10.0.0.1"))
+        assert json.loads(await anext(lines))["object"]["metadata"]["name"] == "a"
     await connection.close()
 
 

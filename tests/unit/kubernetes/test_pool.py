@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -37,10 +38,12 @@ class Bench:
         self._connection: ApiConnection | None = None
         self._watchers: list[Any] = []
 
-    async def connection(self, token: str = "") -> ApiConnection:
+    async def connection(self, token_file: str = "") -> ApiConnection:
         if self._connection is None:
             path = self._folder / "kubeconfig"
-            path.write_text(self.server.kubeconfig(token))
+            document = json.loads(self.server.kubeconfig())
+            document["users"][0]["user"] = {"tokenFile": token_file} if token_file else {}
+            path.write_text(json.dumps(document))
             self._connection = await connect({"KUBECONFIG": str(path)})
         return self._connection
 
@@ -345,14 +348,15 @@ async def test_a_token_that_expires_is_read_again(server: ApiServer, tmp_path: P
     bench = Bench(server, tmp_path)
     server.put(POOLS, pool("pool", 8000))
     server.put(PODS, pod("a", "10.0.0.1"))
-    connection = await bench.connection("first")
+    (tmp_path / "token").write_text("first")
+    await bench.connection("token")
     await bench.pool()
     await bench.until("10.0.0.1:8000")
     server.tokens = {"second": "me"}
     server.drop()
     await asyncio.sleep(0.3)
     assert bench.addresses() == {"10.0.0.1:8000"}
-    connection._configuration.api_key["BearerToken"] = "Bearer second"  # as the hook of a service account does
+    (tmp_path / "token").write_text("second")
     server.put(PODS, pod("b", "10.0.0.2"))
     await bench.until("10.0.0.1:8000", "10.0.0.2:8000")
     await bench.close()
