@@ -81,7 +81,7 @@ class AgainstModel(RuleBasedStateMachine):
     ) -> None:
         end = data.draw(st.integers(1, len(prompt)))
         gone = engine_hash(seed, adapter, prompt[:end])
-        known = self.index.blocks.by_engine.find(np.array([gone], dtype=np.uint64))[0] >= 0
+        known = self.index.blocks.by_engine(np.array([gone], dtype=np.uint64))[0] >= 0
         self.index.apply(endpoint, [BlockRemoved([gone], medium, group)])
         if known:
             self.model.get(endpoint, {}).get((medium, group), set()).discard((adapter, prompt[:end]))

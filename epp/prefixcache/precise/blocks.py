@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Aim, Lookup, Numbers, Rows
+from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Lookup, Numbers, Rows
 from epp.prefixcache.precise.memory import Frontier, reserve
 
 Plane = tuple[int, int]
@@ -46,8 +46,9 @@ class Blocks:
 
     def _reset(self) -> None:
         size = self._reserved
-        self.key: NDArray[np.uint64] = reserve(size, np.uint64)
-        self.engine: NDArray[np.uint64] = reserve(size, np.uint64)
+        self._names: NDArray[np.uint64] = reserve(2 * size, np.uint64)
+        self.key = self._names[:size]
+        self.engine = self._names[size:]
         self.used: NDArray[np.uint32] = reserve(size, np.uint32)
         self.planes: dict[Plane, list[NDArray[np.uint64]]] = {}
         self.aliases = 0
@@ -56,8 +57,7 @@ class Blocks:
         self.high = 0
         self._frontier = Frontier(_AHEAD)
         self._hand = 0.0
-        self.by_key = Lookup(size, lambda: self.key)
-        self.by_engine = Lookup(size, lambda: self.engine)
+        self._table = Lookup(2 * size, lambda: self._names, size)
 
     @property
     def count(self) -> int:
@@ -83,7 +83,7 @@ class Blocks:
     def size_bytes(self) -> int:
         """Memory of the rows that have ever been used since the index was empty, and of the tables."""
         columns = self.high * (8 + 8 + 4 + _WORD_BYTES * self.words) + 4 * self._spare
-        return columns + self.by_key.size_bytes + self.by_engine.size_bytes
+        return columns + self._table.size_bytes
 
     def plane(self, plane: Plane, words: int) -> list[NDArray[np.uint64]]:
         """The words of a plane, at least `words` many."""
@@ -100,67 +100,96 @@ class Blocks:
         through the table, the keys between are expected beside it, and only those that are not there are looked up.
         """
         if len(keys) < 4 * _STRIDE:
-            return self.by_key.find(keys)
-        samples = self.by_key.find(keys[::_STRIDE])
+            return self.by_key(keys)
+        samples = self.by_key(keys[::_STRIDE])
         expected = (samples[:, None] + _OFFSETS).reshape(-1)[: len(keys)]
         rows = np.where(self.key.take(expected, mode="clip") == keys, expected, -1)
+        if self.aliases:  # one of those may be beside, too, but it has no holders
+            rows[~self.holders(rows)] = -1
         rest = np.flatnonzero(rows < 0)
         if len(rest):
-            rows[rest] = self.by_key.find(keys.take(rest))
+            rows[rest] = self.by_key(keys.take(rest))
         return rows
+
+    def by_key(self, keys: Numbers) -> Rows:
+        """As `find`, for keys that do not follow each other."""
+        return self._table.find(keys)
+
+    def by_engine(self, engines: Numbers) -> Rows:
+        """The row, or alias, that is known under each engine hash; -1 where there is none."""
+        return self._engine_rows(self._table.find(engines, second=True))
+
+    def _engine_rows(self, values: Rows) -> Rows:
+        values -= self._reserved
+        return np.maximum(values, -1, out=values)
 
     def upsert(self, keys: Numbers, engines: Numbers | None) -> Rows:
         """Rows of these keys, new ones where there are none, known under these engine hashes from now on.
 
         -1 where the engine's hash is already known for another block: such a report contradicts an earlier one.
         """
+        count, table = len(keys), self._table
+        if (room := self.capacity - self.count) < count:
+            self._evict(count - room)
+        aim = table.aim(keys if engines is None else np.concatenate((keys, engines)), count)
+        rows = aim.found[:count]
         if engines is None:
-            rows = self.by_key.find(keys)
+            known = np.zeros(0, dtype=np.intp)
         else:
-            by_key, by_engine = self.by_key.aim(keys), self.by_engine.aim(engines)
-            rows, known = by_key.found, by_engine.found
-            new = rows.max() < 0 and known.max() < 0 and self.capacity - self.count >= len(keys)
-            if new and not _repeats(keys) and not _repeats(engines):  # the usual case
-                return self._add(keys, engines, by_key, by_engine)
+            known = self._engine_rows(aim.found[count:])
+            if rows.max() < 0 and known.max() < 0 and (plan := table.plan(aim)) is not None:  # the usual case
+                rows = self._allocate(count)
+                self.key[rows] = keys
+                self.engine[rows] = engines
+                self.used[rows] = self.clock
+                table.commit(plan, np.concatenate((rows, rows + self._reserved)))
+                return rows
             wrong = (known >= 0) & (self.key.take(known) != keys)
             if wrong.any():
                 right = ~wrong
-                rows = np.full(len(keys), -1, dtype=np.intp)
+                rows = np.full(count, -1, dtype=np.intp)
                 if right.any():
                     rows[right] = self.upsert(keys[right], engines[right])
                 return rows
-        self._add_missing(keys, rows)
-        if engines is not None:
-            self._name(rows, keys, engines, np.flatnonzero(known < 0))
-        self.used[rows] = self.clock
+        missing, unknown = np.flatnonzero(rows < 0), np.flatnonzero(known < 0)
+        if len(missing) < count:
+            self.used[rows[rows >= 0]] = self.clock  # before `_allocate`, so that they stay
+        if not len(missing) and not len(unknown):
+            return rows
+        plan = table.plan(aim, np.concatenate((missing, unknown + count)))
+        if plan is None:  # some come twice
+            self._add_missing(keys, rows, missing)
+            if engines is not None and len(unknown):
+                hashes, first, _ = _distinct(engines.take(unknown))
+                targets = self._name(rows, keys, hashes, unknown.take(first))
+                table.insert(hashes, targets + self._reserved)
+            return rows
+        added = self._add(keys.take(missing), rows, missing)
+        if engines is not None and len(unknown):
+            added = np.concatenate((added, self._name(rows, keys, engines.take(unknown), unknown) + self._reserved))
+        table.commit(plan, added)
         return rows
 
-    def _add(self, keys: Numbers, engines: Numbers, by_key: Aim, by_engine: Aim) -> Rows:
-        rows = self._allocate(len(keys))
-        self.key[rows] = keys
-        self.engine[rows] = engines
-        self.used[rows] = self.clock
-        self.by_key.place(by_key, rows)
-        self.by_engine.place(by_engine, rows)
-        return rows
+    def _add(self, keys: Numbers, rows: Rows, missing: Rows) -> Rows:
+        """New rows for these keys, which are those at `missing` in `rows`."""
+        added = self._allocate(len(keys))
+        self.key[added] = keys
+        self.used[added] = self.clock
+        rows[missing] = added
+        return added
 
-    def _add_missing(self, keys: Numbers, rows: Rows) -> None:
-        missing = np.flatnonzero(rows < 0)
+    def _add_missing(self, keys: Numbers, rows: Rows, missing: Rows) -> None:
+        """As `_add`, for keys of which some are there more than once; the table learns them, too."""
         if not len(missing):
             return
         fresh, first, inverse = _distinct(keys.take(missing))
-        added = self._allocate(len(first))
-        self.key[added] = fresh
-        self.used[added] = self.clock
-        self.by_key.insert(fresh, added)
-        rows[missing] = added if inverse is None else added[inverse]
+        added = self._add(fresh, rows, missing.take(first))
+        self._table.insert(fresh, added)
+        if inverse is not None:
+            rows[missing] = added[inverse]
 
-    def _name(self, rows: Rows, keys: Numbers, engines: Numbers, unknown: Rows) -> None:
-        """Make rows known by the engine's hash: in the row itself, or in an alias when another engine was first."""
-        if not len(unknown):
-            return
-        hashes, first, _ = _distinct(engines.take(unknown))
-        where = unknown.take(first) if len(first) != len(unknown) else unknown
+    def _name(self, rows: Rows, keys: Numbers, hashes: Numbers, where: Rows) -> Rows:
+        """Where the engine's hashes of the blocks at `where` are kept: in their rows, or in aliases of these."""
         targets = rows.take(where)
         unnamed = self.engine.take(targets) == 0
         if unnamed.all():
@@ -175,7 +204,7 @@ class Blocks:
             self.used[added] = self.clock
             targets[others] = added
             self.aliases += len(added)
-        self.by_engine.insert(hashes, targets)
+        return targets
 
     def holders(self, rows: Rows) -> NDArray[np.bool_]:
         """Whether anybody holds each row."""
@@ -202,7 +231,7 @@ class Blocks:
                 held |= column[begin:end]
         idle = np.flatnonzero((held == 0) & (self.key[begin:end] != 0)) + begin
         if len(idle):
-            canonical = self.by_key.find(self.key.take(idle))
+            canonical = self.by_key(self.key.take(idle))
             self._free_rows(idle[(canonical == idle) | (canonical < 0)])  # aliases stay as long as their block
 
     def evict_surplus(self, most: int) -> int:
@@ -252,11 +281,16 @@ class Blocks:
     def _free_rows(self, rows: Rows) -> None:
         mine = rows
         if self.aliases:
-            mine = rows[self.by_key.find(self.key.take(rows)) == rows]
+            mine = rows[self.by_key(self.key.take(rows)) == rows]
             self.aliases -= len(rows) - len(mine)
-        self.by_key.remove(self.key[mine], mine)
-        named = rows[self.engine.take(rows) != 0]
-        self.by_engine.remove(self.engine[named], named)
+        hashes = self.engine.take(rows)
+        named = hashes != 0
+        if named.all():
+            values = np.concatenate((mine, rows + self._reserved))
+        else:
+            hashes = hashes[named]
+            values = np.concatenate((mine, rows[named] + self._reserved))
+        self._table.remove(np.concatenate((self.key.take(mine), hashes)), values)
         self.key[rows] = 0
         self.engine[rows] = 0
         self._free[self._spare : self._spare + len(rows)] = rows

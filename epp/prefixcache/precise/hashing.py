@@ -29,11 +29,16 @@ TOKEN_BYTES = 4
 CHUNK = 1024
 """Blocks hashed in one go: their words stay in the processor's caches, and the powers of M in a short table."""
 
+MOST_CHAINED = 8 * CHUNK
+"""Blocks that `Runs` takes at once."""
+
 _MASK = (1 << 64) - 1
 # 3 modulo 8, so that its powers repeat only after 2^62 and M - 1 has one factor of 2: swapped blocks never cancel.
 _M = 0x9E3779B97F4A7C13
-_POWERS = np.array([pow(_M, n, 1 << 64) for n in range(CHUNK + 1)], dtype=np.uint64)
-_INVERSES = np.array([pow(_M, -n, 1 << 64) for n in range(CHUNK + 1)], dtype=np.uint64)
+_POWERS, _INVERSES = (
+    np.multiply.accumulate(np.array([1, *[factor] * MOST_CHAINED], dtype=np.uint64))
+    for factor in (_M, pow(_M, -1, 1 << 64))
+)
 _FINAL = np.uint64(0xBF58476D1CE4E5B9)
 _HALF = np.uint64(32)
 _ODD = np.uint64(1)
@@ -66,11 +71,7 @@ class BlockHasher:
             part = flat[begin * words : end * words]
             mixed = part * first[: len(part)]
             mixed ^= mixed >> _HALF
-            mixed *= second[: len(part)]
-            # The sum of each block's words: differences of one running sum, faster than a sum per row of 8.
-            sums = np.cumsum(mixed, out=mixed)[words - 1 :: words]
-            out[begin] = sums[0]
-            np.subtract(sums[1:], sums[:-1], out=out[begin + 1 : end])
+            np.vecdot(mixed.reshape(-1, words), second, out=out[begin:end])
         out ^= out >> _HALF
         out *= _FINAL
         out ^= out >> _HALF
@@ -84,7 +85,7 @@ class BlockHasher:
                 np.array([_multiplier(self.seed, row, word) for word in range(words)], dtype=np.uint64)
                 for row in range(2)
             )
-            tables = self._multipliers[block_size] = (np.tile(first, CHUNK), np.tile(second, CHUNK))
+            tables = self._multipliers[block_size] = (np.tile(first, CHUNK), second)
         return tables
 
 
@@ -120,20 +121,31 @@ def chain(digests: Keys, parent: int) -> Keys:
     return out
 
 
-def chain_runs(digests: Keys, starts: NDArray[np.intp], lengths: NDArray[np.intp]) -> tuple[Keys, Keys]:
-    """Many runs of at most `CHUNK` blocks in one array: `(local, power)` with `key = local + power * parent's key`.
+class Runs:
+    """Keys of many runs of consecutive blocks, at most `MOST_CHAINED` in all, that follow each other in one array.
 
-    The parents need not be known yet. `starts` and `lengths` describe the runs, which follow each other without gaps.
+    One running sum serves them all: the key of the block at `i` of a run that begins at `s` is
+    `M^(i+1) * (sum(i) + offset)` with `offset = M^-s * parent - sum(s-1)`. So a run's parent may be a block of an
+    earlier one, and is needed only for the run's offset.
     """
-    depth = np.arange(len(digests)) - np.repeat(starts, lengths) + 1  # 1 for the first block of a run
-    power = _POWERS[depth]
-    sums = np.cumsum(digests * _INVERSES[depth])
-    before = np.zeros(len(starts), dtype=np.uint64)
-    before[1:] = sums[starts[1:] - 1]
-    local = (sums - np.repeat(before, lengths)) * power
-    return local, power
 
+    def __init__(self, digests: Keys) -> None:
+        count = len(digests)
+        self._sums = digests * _INVERSES[1 : count + 1]
+        np.cumsum(self._sums, out=self._sums)
 
-def follow(local: int, power: int, parent: int) -> int:
-    """The key of one block of a run, see `chain_runs`."""
-    return (local + power * parent) & _MASK
+    def offset(self, start: int, parent: int) -> int:
+        """Of the run that begins at `start` and follows the block with key `parent`, or a root."""
+        before = int(self._sums[start - 1]) if start else 0
+        return (int(_INVERSES[start]) * parent - before) & _MASK
+
+    def key(self, at: int, offset: int) -> int:
+        """Of one block, given the offset of its run."""
+        return int(_POWERS[at + 1]) * (int(self._sums[at]) + offset) & _MASK
+
+    def keys(self, offsets: Keys) -> Keys:
+        """Of all blocks, given the offset of each block's run. To be called last."""
+        keys = self._sums
+        keys += offsets
+        keys *= _POWERS[1 : len(keys) + 1]
+        return keys

@@ -1,9 +1,13 @@
 """From a 64-bit number to a row: a hash table made of small sets, in numpy, that grows without a pause.
 
-A number may be in one of two *sets* of 8 slots; a slot holds a fingerprint of 8 bits and a row of 32. The fingerprints
-of a set are one 64-bit word, so thousands of sets are searched with a few operations on whole words. Inserting takes
-the emptier of both sets, which fills them so evenly that almost none overflows at the load this table keeps; what does
-goes to a small dictionary, so nothing is lost.
+A number may be in one of two *sets* of 8 slots; a slot holds a fingerprint of 8 bits and a value of 32: where in the
+array of `names` the number stands. The fingerprints of a set are one 64-bit word, so thousands of sets are searched
+with a few operations on whole words. Inserting takes the emptier of both sets, which fills them so evenly that almost
+none overflows at the load this table keeps; what does goes to a small dictionary, so nothing is lost.
+
+Numbers of two kinds live in one table, told apart by where they stand: those of the first kind below `divide`. A call
+of numpy costs a microsecond whatever it does, so one call for the block keys and engine hashes of a batch, instead of
+one for each, is most of what there is to save.
 
 Growth is linear hashing: the sets are split one after the other, a few per insertion, into the next unused place of an
 array that was reserved in full but is touched (and paid for in memory) only as far as it is used. A slot remembers the
@@ -37,7 +41,7 @@ _TOP = np.uint64(56)
 _ONE = np.uint64(1)
 _LOW = np.uint64(0x0101010101010101)
 _HIGH = np.uint64(0x8080808080808080)
-_REST = np.uint64(0x7F7F7F7F7F7F7F7F)
+_LEAST_MARK = np.uint64(2)  # see `_zero_bytes`
 _FILTER = np.uint64(48)
 _FIRST_BITS = 6
 _FIRST_SETS = 1 << _FIRST_BITS
@@ -46,22 +50,34 @@ _EPOCH = 4  # bits 4 to 11, 12 to 19, 20 to 27 are remembered together
 
 
 class Aim(NamedTuple):
-    """What `Lookup.aim` saw; `found`: the row of each number, -1 for new ones. The rest is for `place`."""
+    """What `Lookup.aim` saw; `found`: the value of each number, -1 for new ones. The rest is for `plan`."""
 
     found: Rows
+    numbers: Numbers
     hashes: Numbers
     sets: Rows
     marks: Numbers
     words: Numbers
 
 
-class Lookup:
-    """Rows by number. `names()` gives the number of each row, which this table does not repeat.
+class Plan(NamedTuple):
+    """Slots for new numbers. Those at `lost` share theirs with another one, or their sets are full."""
 
-    `capacity` entries can be held; the caller inserts no more. A number is held at most once.
+    slots: Rows
+    bits: NDArray[np.uint8]
+    hashes: Numbers
+    sets: Rows
+    marks: NDArray[np.uint8]
+    lost: Rows
+
+
+class Lookup:
+    """Values by number. `names()` has each number at its value, which this table does not repeat.
+
+    `capacity` entries can be held; the caller inserts no more. A number is held at most once of each kind.
     """
 
-    def __init__(self, capacity: int, names: Callable[[], Numbers]) -> None:
+    def __init__(self, capacity: int, names: Callable[[], Numbers], divide: int = 1 << 62) -> None:
         self._most = max(_FIRST_SETS, math.ceil(capacity / (WAYS * LOAD)))
         if self._most >= 1 << 28:
             raise ValueError(f"capacity {capacity}: a lookup table holds at most {int((1 << 28) * WAYS * LOAD)}")
@@ -70,9 +86,10 @@ class Lookup:
         self._next_bits: NDArray[np.uint8] = reserve(self._most * WAYS, np.uint8)
         self._frontier = Frontier(_AHEAD)
         self._names = names
+        self._divide = divide
         self._base = _FIRST_SETS
         self._split = 0
-        self._overflow: dict[int, int] = {}
+        self._overflow: dict[tuple[int, bool], int] = {}
         self._overflow_filter = np.zeros(1 << 16, dtype=np.bool_)
         self._retry_at = 0
         self.count = 0
@@ -80,42 +97,92 @@ class Lookup:
     @property
     def size_bytes(self) -> int:
         """Memory touched so far."""
-        return (self._base + self._split) * WAYS * SLOT_BYTES + len(self._overflow) * 120
+        return (self._base + self._split) * WAYS * SLOT_BYTES + len(self._overflow) * 160
 
-    def find(self, numbers: Numbers) -> Rows:
-        """The row of each, -1 where there is none."""
+    def find(self, numbers: Numbers, *, second: bool = False) -> Rows:
+        """The value of each number, -1 where there is none of this kind."""
         found = np.full(len(numbers), -1, dtype=np.intp)
         mixed = _mix(numbers)
         marks = _fingerprints(mixed)
         sets = self._set(mixed)
-        self._probe(self._marks.take(sets), sets, marks, numbers, found)
+        self._probe(self._marks.take(sets), sets, marks, numbers, found, 0 if second else len(numbers))
         rest = np.flatnonzero(found < 0)
         if len(rest):
             later = np.full(len(rest), -1, dtype=np.intp)
             some = numbers.take(rest)
-            sets = self._set(mixed.take(rest) >> _SECOND)
-            self._probe(self._marks.take(sets), sets, marks.take(rest), some, later)
+            mixed = mixed.take(rest)
+            firsts = 0 if second else len(rest)
+            sets = self._set(mixed >> _SECOND)
+            self._probe(self._marks.take(sets), sets, marks.take(rest), some, later, firsts)
             if self._overflow:
-                self._find_overflow(mixed.take(rest), some, later)
+                self._find_overflow(mixed, some, later, firsts)
             found[rest] = later
         return found
 
-    def aim(self, numbers: Numbers) -> Aim:
-        """Look for numbers of which most are new: `found`, and where to put those that are. Room is reserved."""
-        self.reserve(len(numbers))
-        mixed = _mix(numbers)
-        hashes = np.empty((2, len(numbers)), dtype=np.uint64)
-        hashes[0] = mixed
+    def aim(self, numbers: Numbers, firsts: int) -> Aim:
+        """Look for numbers of which most are new: `found`, and where to put those that are. Room is reserved.
+
+        The first `firsts` are of the first kind, the others of the second.
+        """
+        count = len(numbers)
+        self.reserve(count)
+        hashes = np.empty((2, count), dtype=np.uint64)
+        mixed = _mix(numbers, hashes[0])
         np.right_shift(mixed, _SECOND, out=hashes[1])
         sets = self._set(hashes)
         marks = _fingerprints(mixed)
         words = self._marks.take(sets)
-        found = np.full((2, len(numbers)), -1, dtype=np.intp)
-        self._probe(words, sets, marks, numbers, found)
-        best = found.max(axis=0)
+        found = np.full((2, count), -1, dtype=np.intp)
+        self._probe(words, sets, marks, numbers, found, firsts)
+        best = np.maximum(found[0], found[1])
         if self._overflow:
-            self._find_overflow(mixed, numbers, best)
-        return Aim(best, hashes, sets, marks, words)
+            self._find_overflow(mixed, numbers, best, firsts)
+        return Aim(best, numbers, hashes, sets, marks, words)
+
+    def plan(self, aim: Aim, chosen: Rows | None = None) -> Plan | None:
+        """Slots for all that was aimed at, or those at `chosen`, all of which are new.
+
+        None when a number may be among them more than once. Nothing is inserted before `commit`.
+        """
+        _, numbers, hashes, sets, marks, words = aim
+        if chosen is not None:
+            numbers, marks = numbers.take(chosen), marks.take(chosen)
+            hashes, words = hashes.take(chosen, axis=1), words.take(chosen, axis=1)
+            sets = sets.take(chosen, axis=1)
+        free, slots, bits = self._choose(hashes, sets, words)
+        order = np.arange(len(slots), dtype=np.uint32)
+        # The rows of free slots are nobody's: of those that want one slot the last leaves its number there.
+        fits = free != 0
+        if fits.all():
+            self._rows[slots] = order
+            winner = self._rows.take(slots)
+            lost = np.flatnonzero(winner != order)
+        else:
+            self._rows[slots[fits]] = order[fits]
+            winner = np.where(fits, self._rows.take(slots), order)
+            lost = np.flatnonzero((winner != order) | ~fits)
+        if len(lost):
+            # Equal numbers want the same slot.
+            losers = numbers.take(lost)
+            if len(set(losers.tolist())) < len(lost):
+                return None
+            beaten = winner.take(lost)
+            if ((numbers.take(beaten) == losers) & (beaten != lost)).any():
+                return None
+        return Plan(slots, bits, hashes, sets, marks.astype(np.uint8), lost)
+
+    def commit(self, plan: Plan, values: Rows) -> None:
+        """Insert what was planned, whose `names()` are set. Nothing has been inserted in between."""
+        self.count += len(values)
+        small = values.astype(np.uint32)
+        slots, bits, hashes, sets, marks, lost = plan
+        if len(lost):
+            won = np.ones(len(slots), dtype=np.bool_)
+            won[lost] = False
+            self._fill(slots[won], marks[won], bits[won], small[won])
+            self._settle(hashes.take(lost, axis=1), sets.take(lost, axis=1), marks[lost], small[lost])
+        else:
+            self._fill(slots, marks, bits, small)
 
     def reserve(self, count: int) -> None:
         """Make room for so many more."""
@@ -133,52 +200,53 @@ class Lookup:
             self.count -= len(again)
             self.insert(self._names()[again], again)
 
-    def insert(self, numbers: Numbers, rows: Rows) -> None:
-        """Add numbers that are not held, each once, whose `names()` are set."""
-        self.place(self.aim(numbers), rows)
+    def insert(self, numbers: Numbers, values: Rows) -> None:
+        """Add numbers that are not held, each once of its kind, whose `names()` are set."""
+        self.reserve(len(numbers))
+        self.count += len(values)
+        hashes = np.empty((2, len(numbers)), dtype=np.uint64)
+        np.right_shift(_mix(numbers, hashes[0]), _SECOND, out=hashes[1])
+        marks = _fingerprints(hashes[0]).astype(np.uint8)
+        self._settle(hashes, self._set(hashes), marks, values.astype(np.uint32))
 
-    def place(self, aim: Aim, rows: Rows) -> None:
-        """Put all that was aimed at, which must all be new and distinct, with nothing having changed in between."""
-        self.count += len(rows)
-        self._place(aim.hashes, aim.sets, aim.marks.astype(np.uint8), rows.astype(np.uint32), aim.words)
-
-    def remove(self, numbers: Numbers, rows: Rows) -> None:
-        """Take out numbers that are held, each once, with the rows they have."""
+    def remove(self, numbers: Numbers, values: Rows) -> None:
+        """Take out numbers that are held, each once of its kind, with the values they have."""
         self.count -= len(numbers)
         mixed = _mix(numbers)
         marks = _fingerprints(mixed)
-        left = self._clear(self._set(mixed), marks, rows)
+        left = self._clear(self._set(mixed), marks, values)
         if len(left):
-            left = left[self._clear(self._set(mixed[left] >> _SECOND), marks[left], rows[left])]
-            for number in numbers[left].tolist():
-                self._overflow.pop(number, None)
+            left = left[self._clear(self._set(mixed[left] >> _SECOND), marks[left], values[left])]
+            for number, value in zip(numbers[left].tolist(), values[left].tolist(), strict=True):
+                self._overflow.pop((number, value >= self._divide), None)
 
-    def _probe(self, words: Numbers, sets: Rows, marks: Numbers, numbers: Numbers, found: Rows) -> None:
+    def _probe(self, words: Numbers, sets: Rows, marks: Numbers, numbers: Numbers, found: Rows, firsts: int) -> None:
         """Fill `found` where a number is in its set. Shape `(n,)`, or `(2, n)` for both sets at once."""
-        names = self._names()
+        names, count = self._names(), len(numbers)
         hits = _equal_bytes(words, marks).reshape(-1)
         sets, found = sets.reshape(-1), found.reshape(-1)
         owner = np.flatnonzero(hits)
-        count = len(numbers)
         while len(owner):
             bits = hits.take(owner)
-            rows = self._rows.take(sets.take(owner) * WAYS + _lowest_byte(bits)).astype(np.intp)
-            right = names.take(rows) == numbers.take(owner if len(hits) == count else owner % count)
+            values = self._rows.take(sets.take(owner) * WAYS + _lowest_byte(bits)).astype(np.intp)
+            number = owner if len(hits) == count else owner % count
+            right = names.take(values) == numbers.take(number)
+            right &= (values >= self._divide) == (number >= firsts)
             if right.all():
-                found[owner] = rows
+                found[owner] = values
                 return
-            found[owner[right]] = rows[right]
+            found[owner[right]] = values[right]
             bits &= bits - _ONE
             hits[owner] = bits
             owner = owner[~right & (bits != 0)]
 
-    def _find_overflow(self, mixed: Numbers, numbers: Numbers, found: Rows) -> None:
+    def _find_overflow(self, mixed: Numbers, numbers: Numbers, found: Rows, firsts: int) -> None:
         maybe = self._overflow_filter.take(mixed >> _FILTER)
         for at in np.flatnonzero(maybe & (found < 0)).tolist():
-            found[at] = self._overflow.get(int(numbers[at]), -1)
+            found[at] = self._overflow.get((int(numbers[at]), at >= firsts), -1)
 
     def _clear(self, sets: Rows, marks: Numbers, rows: Rows) -> Rows:
-        """Empty the slots of these rows; returns the positions of those that are not in their set."""
+        """Empty the slots of these values; returns the positions of those that are not in their set."""
         flat = self._marks.view(np.uint8)
         missing = np.ones(len(sets), dtype=np.bool_)
         hits = _equal_bytes(self._marks.take(sets), marks)
@@ -202,41 +270,42 @@ class Lookup:
         sets -= beyond
         return sets
 
-    def _place(
-        self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], rows: NDArray[np.uint32], words: Numbers
-    ) -> None:
-        flat = self._marks.view(np.uint8)
-        while True:
-            zero = _zero_bytes(words)
-            spare = np.bitwise_count(zero)
-            use_second = spare[1] > spare[0]
-            free = np.where(use_second, zero[1], zero[0])
-            slots = np.where(use_second, sets[1], sets[0]) * WAYS + _lowest_byte(free)
-            fits = free != 0
-            if fits.all():
-                self._rows[slots] = rows  # of those that want one slot the last gets it
-                won = self._rows.take(slots) == rows
-            else:
-                self._spill(rows[~fits])
-                self._rows[slots[fits]] = rows[fits]
-                won = fits & (self._rows.take(slots, mode="clip") == rows)
-            bits = self._remembered(np.where(use_second, hashes[1], hashes[0]), slots)
-            if won.all():
-                flat[slots] = marks
-                self._next_bits[slots] = bits
-                return
-            taken = slots[won]
-            flat[taken] = marks[won]
-            self._next_bits[taken] = bits[won]
-            lost = fits & ~won
-            if not lost.any():
-                return
-            hashes, sets, marks, rows = hashes[:, lost], sets[:, lost], marks[lost], rows[lost]
-            words = self._marks.take(sets)
+    def _choose(self, hashes: Numbers, sets: Rows, words: Numbers) -> tuple[Numbers, Rows, NDArray[np.uint8]]:
+        """A slot of the emptier set for each, its free slots (0: there is none), and the bits to remember there."""
+        free = _zero_bytes(words)
+        spare = np.bitwise_count(free)
+        second = spare[1] > spare[0]
+        best = np.where(second, free[1], free[0])
+        slots = np.where(second, sets[1], sets[0])
+        slots *= WAYS
+        slots += _lowest_byte(best)
+        return best, slots, self._remembered(np.where(second, hashes[1], hashes[0]), slots)
 
-    def _spill(self, rows: NDArray[np.uint32]) -> None:
-        numbers = self._names().take(rows)
-        self._overflow.update(zip(numbers.tolist(), rows.tolist(), strict=True))
+    def _fill(self, slots: Rows, marks: NDArray[np.uint8], bits: NDArray[np.uint8], values: NDArray[np.uint32]) -> None:
+        self._rows[slots] = values
+        self._marks.view(np.uint8)[slots] = marks
+        self._next_bits[slots] = bits
+
+    def _settle(self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], values: NDArray[np.uint32]) -> None:
+        """Put distinct numbers where there is room, those that want the same slot one after the other."""
+        while len(values):
+            free, slots, bits = self._choose(hashes, sets, self._marks.take(sets))
+            fits = free != 0
+            if not fits.all():
+                self._spill(values[~fits])
+                hashes, sets = hashes[:, fits], sets[:, fits]
+                slots, bits, marks, values = slots[fits], bits[fits], marks[fits], values[fits]
+            self._rows[slots] = values
+            won = self._rows.take(slots) == values
+            self._fill(slots[won], marks[won], bits[won], values[won])
+            lost = np.flatnonzero(~won)
+            hashes, sets = hashes.take(lost, axis=1), sets.take(lost, axis=1)
+            marks, values = marks[lost], values[lost]
+
+    def _spill(self, values: NDArray[np.uint32]) -> None:
+        numbers = self._names().take(values)
+        for number, value in zip(numbers.tolist(), values.tolist(), strict=True):
+            self._overflow[number, value >= self._divide] = value
         self._overflow_filter[_mix(numbers) >> _FILTER] = True
 
     @property
@@ -281,30 +350,35 @@ class Lookup:
         self._next_bits[held] = self._remembered(np.where(by_first, mixed, mixed >> _SECOND), held)
 
 
-def _mix(numbers: Numbers) -> Numbers:
-    mixed = numbers * _SPREAD
+def _mix(numbers: Numbers, out: Numbers | None = None) -> Numbers:
+    mixed = np.multiply(numbers, _SPREAD, out=out)
     mixed ^= mixed >> _HALF
     return mixed
 
 
 def _fingerprints(mixed: Numbers) -> Numbers:
-    """0 marks an empty slot, so no number has it."""
-    marks: Numbers = np.maximum(mixed >> _TOP, _ONE)
-    return marks
+    """0 marks an empty slot, and 1 is not used."""
+    marks: Numbers = mixed >> _TOP
+    return np.maximum(marks, _LEAST_MARK, out=marks)
 
 
 def _zero_bytes(words: Numbers) -> Numbers:
-    """The top bit of every byte that is 0."""
-    zeros: Numbers = ~(((words & _REST) + _REST) | words | _REST)
+    """The top bit of every byte that is 0. Where bytes may be 1, those above a 0 may be reported, too."""
+    zeros: Numbers = words - _LOW
+    zeros &= ~words
+    zeros &= _HIGH
     return zeros
 
 
 def _equal_bytes(words: Numbers, marks: Numbers) -> Numbers:
-    """The top bit of every byte that equals the mark."""
+    """The top bit of every byte that equals the mark, and of some that do not."""
     return _zero_bytes(words ^ (marks * _LOW))
 
 
 def _lowest_byte(bits: Numbers) -> Rows:
-    """Which byte has the lowest bit that is set."""
-    lowest: Rows = (np.bitwise_count((bits & -bits) - _ONE) >> 3).astype(np.intp)
+    """Which byte has the lowest bit that is set, of those that `_zero_bytes` sets; 7 when none is."""
+    through: Numbers = bits - _ONE
+    through ^= bits
+    lowest: Rows = (np.bitwise_count(through) >> 3).astype(np.intp)
+    lowest -= 1
     return lowest

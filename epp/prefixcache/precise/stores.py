@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epp.kvevents.events import BlockStored
-from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys, add_extras, chain_runs, extra_digest, follow
+from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys, Runs, add_extras, extra_digest
+
+_ONE = np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """Blocks with known parents: `event[i]` is the position of the event that block `i` came with."""
+    """Blocks with known parents. `lengths[n]`: how many of them came with event `n`."""
 
     keys: Keys
     engines: Keys
-    event: NDArray[np.intp]
+    lengths: Sequence[int]
     orphans: int
 
 
-def engine_hashes(hashes: Sequence[int]) -> Keys:
-    """Engine hashes as an array. 0 stands for "none" in the index, so it is taken for 1."""
-    array = np.array(hashes, dtype=np.uint64)
-    array[array == 0] = 1
-    return array
+def engine_hashes(hashes: Iterable[int], count: int) -> Keys:
+    """`count` engine hashes as an array. 0 stands for "none" in the index, so it is taken for 1."""
+    array = np.fromiter(hashes, dtype=np.uint64, count=count)
+    return np.maximum(array, _ONE, out=array)
 
 
 def resolve(
@@ -37,13 +40,34 @@ def resolve(
     `find` tells which engine hashes are known, and the keys of their blocks. A parent may also have come with an
     earlier event of the same call. Runs without a known parent are left out and their blocks counted in `orphans`.
     """
-    block_size = events[0].block_size
-    lengths = np.array([len(event.block_hashes) for event in events], dtype=np.intp)
-    ends = np.cumsum(lengths)
-    starts = ends - lengths
-    hashes = engine_hashes([block for event in events for block in event.block_hashes])
-    digests = hasher.digests(b"".join([event.token_ids for event in events]), block_size)
-    for event, start in zip(events, starts.tolist(), strict=True):
+    blocks = [event.block_hashes for event in events]
+    lengths = list(map(len, blocks))
+    hashes = engine_hashes(chain.from_iterable(blocks), sum(lengths))
+    digests = hasher.digests(b"".join([event.token_ids for event in events]), events[0].block_size)
+    if any(event.extras for event in events):
+        _mix_extras(digests, events, lengths)
+    # An event that goes on where the one before it ended, as they usually do, is of the same run.
+    parents = [event.parent_hash for event in events]
+    heads = [0, *[n for n in range(1, len(events)) if parents[n] is None or parents[n] != blocks[n - 1][-1]]]
+    ends = [*heads[1:], len(events)]
+    widths = [sum(lengths[head:end]) for head, end in zip(heads, ends, strict=True)]
+    starts = [0, *accumulate(widths[:-1])]
+    runs = Runs(digests)
+    offsets = _offsets(runs, [events[n] for n in heads], starts, hasher, find, hashes)
+    keys = runs.keys(np.repeat(np.array([offset or 0 for offset in offsets], dtype=np.uint64), widths))
+    if None not in offsets:
+        return StoredBlocks(keys, hashes, lengths, 0)
+    known = [offset is not None for offset in offsets]
+    keep = np.repeat(known, widths)
+    for ok, head, end in zip(known, heads, ends, strict=True):
+        if not ok:
+            lengths[head:end] = [0] * (end - head)
+    return StoredBlocks(keys[keep], hashes[keep], lengths, len(keep) - int(keep.sum()))
+
+
+def _mix_extras(digests: Keys, events: Sequence[BlockStored], lengths: Sequence[int]) -> None:
+    start = 0
+    for event, length in zip(events, lengths, strict=True):
         if event.extras:
             pairs = [
                 (start + n, extra_digest(extra.media, extra.cache_salt))
@@ -51,57 +75,46 @@ def resolve(
                 if extra is not None
             ]
             add_extras(digests, [pair for pair in pairs if pair[1]])
-    local, power = chain_runs(digests, starts, lengths)
-    parents, known = _parents(events, hasher, find, starts, hashes, local, power)
-    keys = local + np.repeat(parents, lengths) * power
-    event_of = np.repeat(np.arange(len(events)), lengths)
-    if known.all():
-        return StoredBlocks(keys, hashes, event_of, 0)
-    keep = np.repeat(known, lengths)
-    return StoredBlocks(keys[keep], hashes[keep], event_of[keep], int((~keep).sum()))
+        start += length
 
 
-def _parents(
-    events: Sequence[BlockStored],
+def _offsets(
+    runs: Runs,
+    heads: Sequence[BlockStored],
+    starts: Sequence[int],
     hasher: BlockHasher,
     find: Callable[[Keys], tuple[NDArray[np.bool_], Keys]],
-    starts: NDArray[np.intp],
     hashes: Keys,
-    local: Keys,
-    power: Keys,
-) -> tuple[Keys, NDArray[np.bool_]]:
-    ends = np.append(starts[1:], len(hashes)) - 1
-    last = dict(zip(hashes.take(ends).tolist(), range(len(events)), strict=True))
-    asked = [name for n, e in enumerate(events) if (name := e.parent_hash) is not None and last.get(name, n) >= n]
+) -> list[int | None]:
+    """Of each run, which begin at `starts` with the events `heads`; None: nobody knows the parent."""
+    asked = list({event.parent_hash for event in heads if event.parent_hash is not None})
+    inside: dict[int, int] = {}  # parents that come with this very call: where first
     outside: dict[int, int] = {}
     if asked:
-        found, keys = find(engine_hashes(asked))
+        names = engine_hashes(asked, len(asked))
+        found, keys = find(names)
         outside = {name: key for name, key, ok in zip(asked, keys.tolist(), found.tolist(), strict=True) if ok}
-    position: dict[int, int] = {}
-    if len(outside) < len(set(asked)):  # in the middle of an earlier run, or nothing that is known
-        position = dict(zip(hashes.tolist(), range(len(hashes)), strict=True))
-    end_powers, end_locals = power.take(ends).tolist(), local.take(ends).tolist()
+        if not found.all():
+            wanted = set(names[~found].tolist())
+            for at, block in enumerate(hashes.tolist()):
+                if block in wanted:
+                    inside.setdefault(block, at)
     roots: dict[str, int] = {}
-    parents: list[int | None] = []
-    for number, event in enumerate(events):
+    offsets: list[int | None] = []
+    for event, start in zip(heads, starts, strict=True):
         name = event.parent_hash
         parent: int | None = None
         if name is None:
             parent = roots.get(event.lora_name)
             if parent is None:
                 parent = roots[event.lora_name] = hasher.root(event.lora_name, event.block_size)
-        elif (before := last.get(name, number)) < number:
-            if (grandparent := parents[before]) is not None:
-                parent = follow(end_locals[before], end_powers[before], grandparent)
-        elif (key := outside.get(name)) is not None:
-            parent = key
-        elif (at := position.get(name)) is not None and at < starts[number]:
-            owner = int(np.searchsorted(starts, at, side="right")) - 1
-            if (grandparent := parents[owner]) is not None:
-                parent = follow(int(local[at]), int(power[at]), grandparent)
-        parents.append(parent)
-    known = np.array([parent is not None for parent in parents])
-    return np.array([parent or 0 for parent in parents], dtype=np.uint64), known
+        else:
+            parent = outside.get(name)
+            if parent is None and (at := inside.get(name or 1, start)) < start:
+                offset = offsets[bisect_right(starts, at) - 1]
+                parent = None if offset is None else runs.key(at, offset)
+        offsets.append(None if parent is None else runs.offset(start, parent))
+    return offsets
 
 
 def well_formed(event: BlockStored) -> bool:

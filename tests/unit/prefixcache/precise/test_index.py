@@ -7,7 +7,8 @@ import pytest
 
 from epp.api import MediaFeature
 from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored
-from epp.prefixcache.precise.index import MAX_BLOCK_SIZES, SWEEP_ROWS, PreciseIndex
+from epp.prefixcache.precise.index import SWEEP_ROWS, PreciseIndex
+from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZES
 from epp.prefixcache.precise.lookup import Lookup
 from epp.prefixcache.precise.prompts import prompt_keys
 from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, Tiers

@@ -1,0 +1,292 @@
+"""From the events of many publishers to rows and holders, in as few calls of numpy as can be.
+
+A call of numpy costs about a microsecond whatever it does, and storing takes some two hundred of them. So events are
+taken by the thousand blocks, of however many endpoints: which endpoint a block belongs to is one more column.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
+from epp.prefixcache.precise.blocks import Blocks, Plane, different
+from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys
+from epp.prefixcache.precise.lanes import WORD, Lanes
+from epp.prefixcache.precise.lookup import Rows
+from epp.prefixcache.precise.stores import cut, engine_hashes, resolve, well_formed
+from epp.prefixcache.precise.tiers import RESTORED, Tiers
+
+MAX_BLOCK_SIZES = 8
+"""Each costs every request another hash of its prompt. Real pools have one."""
+
+MAX_ADAPTERS = 65536
+MAX_GROUPS = 16
+MAX_BLOCK_SIZE = 1 << 16
+MOST_AT_ONCE = 4096
+"""Blocks handled in one go; a caller who wants shorter calls gives less."""
+
+_WORD_SHIFT = WORD.bit_length() - 1
+_ONE = np.uint64(1)
+_TOKEN_BYTES = 4
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far, in blocks (`conflicts`, `malformed`, `clears`, `block_sizes_refused`: events)."""
+
+    stored: int = 0
+    removed: int = 0
+    moved: int = 0
+    orphans: int = 0
+    unknown_removals: int = 0
+    conflicts: int = 0
+    malformed: int = 0
+    clears: int = 0
+    block_sizes_refused: int = 0
+    expired: int = 0
+
+
+class Ingestion:
+    """Applies events. `clear`: what an endpoint holds is to be forgotten, all before it has been applied."""
+
+    def __init__(
+        self, blocks: Blocks, lanes: Lanes, tiers: Tiers, hasher: BlockHasher, clear: Callable[[str], None]
+    ) -> None:
+        self.counters = Counters()
+        self.adapters: set[str] = set()
+        self.block_sizes: list[int] = []
+        self.endpoint_sizes: dict[str, int] = {}
+        self._blocks = blocks
+        self._lanes = lanes
+        self._tiers = tiers
+        self._hasher = hasher
+        self._clear = clear
+
+    def apply(self, batches: Iterable[tuple[str, Sequence[KVEvent]]]) -> None:
+        """Events by endpoint; those of one endpoint in their order, of which the index of all keeps what matters."""
+        owners: list[str] = []
+        pending: list[BlockStored | BlockRemoved] = []
+        size = 0
+        for endpoint, events in batches:
+            for event in events:
+                if isinstance(event, AllBlocksCleared):
+                    self._flush(owners, pending)
+                    owners, pending, size = [], [], 0
+                    self._clear(endpoint)
+                    continue
+                owners.append(endpoint)
+                pending.append(event)
+                size += len(event.block_hashes)
+                if size >= MOST_AT_ONCE:
+                    self._flush(owners, pending)
+                    owners, pending, size = [], [], 0
+        self._flush(owners, pending)
+
+    def accepts(self, block_size: int) -> bool:
+        """Whether blocks of this size are indexed. The first few sizes are."""
+        if block_size in self.block_sizes:
+            return True
+        if len(self.block_sizes) >= MAX_BLOCK_SIZES or block_size > MAX_BLOCK_SIZE:
+            return False
+        self.block_sizes.append(block_size)
+        return True
+
+    def hold(self, plane: Plane, lane: int, rows: Rows) -> None:
+        """One endpoint holds these blocks."""
+        column = self._blocks.plane(plane, self._lanes.words)[lane // WORD]
+        column[rows] |= np.uint64(1 << lane % WORD)
+
+    def _flush(self, owners: Sequence[str], events: Sequence[BlockStored | BlockRemoved]) -> None:
+        """In pieces within which no endpoint stores a block again that it has removed."""
+        begin = 0
+        removed: dict[str, set[int]] = {}
+        for at, (owner, event) in enumerate(zip(owners, events, strict=True)):
+            if isinstance(event, BlockRemoved):
+                removed.setdefault(owner, set()).update(event.block_hashes)
+            elif removed and (gone := removed.get(owner)) and not gone.isdisjoint(event.block_hashes):
+                self._piece(owners[begin:at], events[begin:at])
+                begin = at
+                removed.clear()
+        self._piece(owners[begin:], events[begin:])
+
+    def _piece(self, owners: Sequence[str], events: Sequence[BlockStored | BlockRemoved]) -> None:
+        """All stores, then all removals: a parent that is removed is still known to its children then."""
+        stores = [event for event in events if isinstance(event, BlockStored)]
+        if len(stores) == len(events):
+            self._stores(owners, stores)
+            return
+        storing = [owner for owner, event in zip(owners, events, strict=True) if isinstance(event, BlockStored)]
+        self._stores(storing, stores)
+        removals = [event for event in events if isinstance(event, BlockRemoved)]
+        removing = [owner for owner, event in zip(owners, events, strict=True) if isinstance(event, BlockRemoved)]
+        self._removals(removing, removals)
+
+    def _stores(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
+        if not events:
+            return
+        size = events[0].block_size
+        lengths = [len(event.block_hashes) for event in events]
+        if (
+            size in self.block_sizes
+            and min(lengths) > 0
+            and max(lengths) <= CHUNK
+            and all([event.block_size == size and not event.extras for event in events])  # noqa: C419 (half the time)
+            and [len(event.token_ids) for event in events] == [length * size * _TOKEN_BYTES for length in lengths]
+        ):
+            self._store(owners, events)  # as nearly always: nothing more to look at
+            return
+        self._sort_out(owners, events)
+
+    def _sort_out(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
+        """Stores of which some are not of the usual kind."""
+        by_size: dict[int, tuple[list[str], list[BlockStored]]] = {}
+        for owner, event in zip(owners, events, strict=True):
+            if not event.block_hashes:
+                continue
+            if not event.token_ids:
+                # It names blocks that an earlier event of this very batch may have brought.
+                for group in by_size.values():
+                    self._store(*group)
+                by_size.clear()
+                self._move(owner, event)
+            elif not well_formed(event):
+                self.counters.malformed += 1
+            elif self.accepts(event.block_size):
+                group = by_size.setdefault(event.block_size, ([], []))
+                for part in cut(event):
+                    group[0].append(owner)
+                    group[1].append(part)
+                    if len(part.block_hashes) >= CHUNK:
+                        self._store(*group)
+                        by_size[event.block_size] = group = ([], [])
+            else:
+                self.counters.block_sizes_refused += 1
+        for group in by_size.values():
+            self._store(*group)
+
+    def _store(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
+        """Events of one block size."""
+        if not events:
+            return
+        blocks, counters = self._blocks, self.counters
+        blocks.clock += 1
+        stored = resolve(events, self._hasher, self._keys_of)
+        counters.orphans += stored.orphans
+        if not len(stored.keys):
+            return
+        rows = blocks.upsert(stored.keys, stored.engines)
+        event_of: Rows | None = None
+        if rows.min() < 0:
+            good = np.flatnonzero(rows >= 0)
+            counters.conflicts += len(rows) - len(good)
+            event_of = np.repeat(np.arange(len(events)), stored.lengths).take(good)
+            rows = rows.take(good)
+        lanes = {owner: self._lanes.assign(owner) for owner in dict.fromkeys(owners)}
+        self.endpoint_sizes.update(dict.fromkeys(lanes, events[0].block_size))
+        planes = {(event.medium, event.group) for event in events}
+        if len(lanes) == 1 == len(planes):
+            self.hold(self._plane(events[0]), lanes[owners[0]], rows)
+        else:
+            if event_of is None:
+                event_of = np.repeat(np.arange(len(events)), stored.lengths)
+            lane_of = np.array([lanes[owner] for owner in owners])
+            if len(planes) == 1:
+                self._hold_all(self._plane(events[0]), lane_of.take(event_of), rows)
+            else:
+                plane_of = [self._plane(event) for event in events]
+                for plane in set(plane_of):
+                    chosen = np.array([own == plane for own in plane_of]).take(event_of)
+                    self._hold_all(plane, lane_of.take(event_of[chosen]), rows[chosen])
+        for name in {event.lora_name for event in events}:
+            if name and len(self.adapters) < MAX_ADAPTERS:
+                self.adapters.add(name)
+        counters.stored += len(rows)
+
+    def _plane(self, event: BlockStored | BlockRemoved) -> Plane:
+        return self._tiers.number(event.medium), min(event.group, MAX_GROUPS)
+
+    def _hold_all(self, plane: Plane, lanes: Rows, rows: Rows) -> None:
+        """As `hold`, with a lane for each row."""
+        for column, where, bits in _by_word(self._blocks.plane(plane, self._lanes.words), lanes):
+            np.bitwise_or.at(column, rows[where], bits)  # a row may be there for several lanes
+
+    def _move(self, owner: str, event: BlockStored) -> None:
+        """A store without token ids: blocks that are known are in this tier, too, now."""
+        rows = self.canonical(engine_hashes(event.block_hashes, len(event.block_hashes)))
+        known = rows >= 0
+        self.counters.orphans += len(rows) - int(known.sum())
+        rows = rows[known]
+        if len(rows):
+            self._blocks.clock += 1
+            self._blocks.used[rows] = self._blocks.clock
+            self.hold(self._plane(event), self._lanes.assign(owner), rows)
+            self.counters.moved += len(rows)
+
+    def _removals(self, owners: Sequence[str], events: Sequence[BlockRemoved]) -> None:
+        by_plane: dict[Plane, tuple[list[int], list[BlockRemoved]]] = {}
+        for owner, event in zip(owners, events, strict=True):
+            lane = self._lanes.get(owner)
+            lanes, group = by_plane.setdefault(self._plane(event), ([], []))
+            lanes.append(-1 if lane is None else lane)
+            group.append(event)
+        for plane, (lanes, group) in by_plane.items():
+            lengths = [len(event.block_hashes) for event in group]
+            count = sum(lengths)
+            hashes = engine_hashes(chain.from_iterable([event.block_hashes for event in group]), count)
+            whose = np.repeat(np.array(lanes, dtype=np.intp), lengths)
+            for begin in range(0, count, MOST_AT_ONCE):
+                end = begin + MOST_AT_ONCE
+                self._remove(plane, whose[begin:end], hashes[begin:end])
+
+    def _remove(self, plane: Plane, lanes: Rows, hashes: Keys) -> None:
+        rows = self.canonical(hashes)
+        known = rows >= 0
+        count = int(known.sum())
+        self.counters.unknown_removals += len(rows) - count
+        known &= lanes >= 0
+        if not known.any():
+            return
+        # Each block of each lane once. Ascending rows are also the fastest to go through.
+        width = self._lanes.words * WORD
+        rows, lanes = np.divmod(different(rows[known] * width + lanes[known]), width)
+        restored = self._tiers.known(RESTORED + self._tiers.names[plane[0]])
+        for tier in (plane[0], restored):
+            columns = None if tier is None else self._blocks.planes.get((tier, plane[1]))
+            for column, where, bits in _by_word(columns or (), lanes):
+                np.bitwise_and.at(column, rows[where], ~bits)
+        self.counters.removed += len(rows)
+        self._blocks.release(different(rows))
+
+    def canonical(self, engines: Keys) -> Rows:
+        """Rows that have the holders of blocks with these engine hashes; -1: unknown."""
+        blocks = self._blocks
+        rows = blocks.by_engine(engines)
+        if blocks.aliases:
+            known = np.flatnonzero(rows >= 0)
+            rows[known] = blocks.by_key(blocks.key.take(rows[known]))
+        return rows
+
+    def _keys_of(self, engines: Keys) -> tuple[NDArray[np.bool_], Keys]:
+        rows = self._blocks.by_engine(engines)
+        known = rows >= 0
+        return known, np.where(known, self._blocks.key.take(np.maximum(rows, 0)), np.uint64(0))
+
+
+def _by_word(
+    columns: Sequence[NDArray[np.uint64]], lanes: Rows
+) -> Iterable[tuple[NDArray[np.uint64], slice | NDArray[np.bool_], NDArray[np.uint64]]]:
+    """The columns that these lanes have a bit in: which of the lanes, and their bits there."""
+    bits = _ONE << (lanes & (WORD - 1)).astype(np.uint64)
+    if len(columns) == 1 and (not len(lanes) or lanes.max() < WORD):
+        yield columns[0], slice(None), bits
+        return
+    words = lanes >> _WORD_SHIFT
+    for word, column in enumerate(columns):
+        where = words == word
+        if where.any():
+            yield column, where, bits[where]
