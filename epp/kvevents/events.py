@@ -59,8 +59,11 @@ class EventSink(Protocol):
     the publisher sent the events; each must return within a millisecond or so, which is why they come in small batches.
     """
 
-    def apply(self, endpoint: str, events: Sequence[KVEvent]) -> None:
-        """Take the events in this order."""
+    def apply_many(self, batches: Sequence[tuple[str, Sequence[KVEvent]]]) -> None:
+        """Take what several endpoints sent, the events of each in this order.
+
+        When it raises, the same batches come again, one endpoint at a time.
+        """
 
     def clear(self, endpoint: str) -> None:
         """Forget all that this endpoint holds: it restarted, was cleared, or is gone."""

@@ -9,35 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import msgspec
 import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from epp.kvevents.decoding import MAX_WHOLE_BYTES, Batch, Decoder
 from epp.kvevents.host import Host, subscriber
-from epp.kvevents.replay import END, ReplayConversation, read_answer
+from epp.kvevents.replay import END, ReplayConversation, ReplayPlan, read_answer
 from epp.kvevents.sequence import SequenceTracker, Step
 from epp.kvevents.settings import Publisher, PublisherState
 
 _MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
 _MONITORS_AT_ONCE = 64
-
-
-class _Plan(msgspec.Struct):
-    """A replay that waits or runs. `rebuild`: from 0, over what is there; else from the last message on."""
-
-    rebuild: bool
-    clear: str = "never"  # before the first answer of a rebuild: "never", "always", "if-complete" (it begins with 0)
-    held: tuple[int, bytes] | None = None
-    full: bool = False  # it began as a rebuild
-    conversation: ReplayConversation | None = None
-    started: float = 0.0
-    heard: float = 0.0
-    start: int = 0
-    first: bool = True
-    again: bool = False
-    missing: int = 0  # messages that live events left out while it waited or ran from 0, and that it may bring
-    reconnected: bool = False  # while it ran: its answers may be those of a process that is gone
 
 
 class Subscription:
@@ -51,7 +33,7 @@ class Subscription:
         self._host = host
         self._decoder = Decoder(self.state.decode)
         self._pieces: Iterator[Batch] | None = None
-        self._plan: _Plan | None = None
+        self._plan: ReplayPlan | None = None
         self._damaged = False  # something is to be repaired by a replay, as soon as one may run
         self._torn = False  # events are missing between those that were applied
         self._refill = False  # what is to be repaired is another rank's doing
@@ -133,7 +115,7 @@ class Subscription:
         if plan is None:
             connected = self.state.connected_since is not None
             if self._damaged and self.state.replay_address and connected and now >= self._replay_at:
-                self._plan_replay(_Plan(rebuild=True, clear="never" if self._refill else "always"))
+                self._plan_replay(ReplayPlan(rebuild=True, clear="never" if self._refill else "always"))
         elif plan.conversation is not None:
             settings = self._host.settings
             waiting = plan.conversation.waiting
@@ -189,7 +171,7 @@ class Subscription:
             case Step.RESTART:
                 self._restart()
                 if seq and self._may_replay():
-                    self._plan_replay(_Plan(rebuild=False, held=(seq, payload)))
+                    self._plan_replay(ReplayPlan(rebuild=False, held=(seq, payload)))
                 else:
                     self._lose(seq)
                     self._apply(seq, payload, live=True)
@@ -202,7 +184,7 @@ class Subscription:
         missing = seq if last is None else seq - last - 1
         self.state.gaps += 1
         if self._may_replay():
-            self._plan_replay(_Plan(rebuild=False, held=(seq, payload)))
+            self._plan_replay(ReplayPlan(rebuild=False, held=(seq, payload)))
             return
         self._lose(missing)
         self._apply(seq, payload, live=True)
@@ -228,12 +210,12 @@ class Subscription:
     def _may_replay(self) -> bool:
         return self._plan is None and self.state.replay_address is not None and self._host.clock() >= self._replay_at
 
-    def _plan_replay(self, plan: _Plan) -> None:
+    def _plan_replay(self, plan: ReplayPlan) -> None:
         plan.full = plan.rebuild
         self._plan = plan
         self._host.acquire_replay(self)
 
-    def _ask(self, plan: _Plan) -> None:
+    def _ask(self, plan: ReplayPlan) -> None:
         assert plan.conversation is not None
         last = self.tracker.last
         plan.start = 0 if plan.rebuild or last is None else last
@@ -241,7 +223,7 @@ class Subscription:
         plan.conversation.ask(plan.start)
         self._host.wake(self)  # sending may have swallowed the signal of an answer
 
-    def _take_answer(self, plan: _Plan, frames: list[bytes]) -> None:
+    def _take_answer(self, plan: ReplayPlan, frames: list[bytes]) -> None:
         answer = read_answer(frames)
         if answer is None:
             self.state.bad_frames += 1
@@ -279,7 +261,7 @@ class Subscription:
             case Step.GAP:  # the socket dropped answers: go on from here
                 plan.again = True
 
-    def _end_of_answers(self, plan: _Plan) -> None:
+    def _end_of_answers(self, plan: ReplayPlan) -> None:
         last = self.tracker.last
         if plan.first and plan.rebuild:  # the publisher has published nothing yet
             if plan.clear != "never" and not self.state.messages:
@@ -298,7 +280,7 @@ class Subscription:
         except zmq.ZMQError:
             self._end_replay(plan, success=False)
 
-    def _end_replay(self, plan: _Plan, *, success: bool) -> None:
+    def _end_replay(self, plan: ReplayPlan, *, success: bool) -> None:
         host = self._host
         self._close_conversation(plan)
         self._plan = None
@@ -337,7 +319,7 @@ class Subscription:
             self._close_conversation(plan)
             self._host.release_replay(self)
 
-    def _close_conversation(self, plan: _Plan) -> None:
+    def _close_conversation(self, plan: ReplayPlan) -> None:
         if plan.conversation is not None:
             self._host.unwatch(plan.conversation.descriptor)
             plan.conversation.close()
@@ -384,10 +366,10 @@ class Subscription:
             return
         if not self.synced:
             shared = self._host.shares_endpoint(self)
-            self._plan_replay(_Plan(rebuild=True, clear="never" if shared else "if-complete"))
+            self._plan_replay(ReplayPlan(rebuild=True, clear="never" if shared else "if-complete"))
         elif self._may_replay() and not self._damaged:
             # What was published while nobody listened, if it is the same process at all.
-            self._plan_replay(_Plan(rebuild=False))
+            self._plan_replay(ReplayPlan(rebuild=False))
         else:
             self._damaged = True
 

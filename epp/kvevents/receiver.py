@@ -1,11 +1,12 @@
 """Receives the KV cache events of all endpoints and hands them to a sink, on the event loop, in short slices.
 
-A slice lasts half a millisecond; then everything else on the loop has its turn, requests above all. Within a slice the
-publishers that have something take turns, and each pays for the time that its messages cost, so that one that floods
-gets no more than its share. What is not read waits in ZMQ's queues, which are bounded, and then at the publisher.
+A slice reads for a millisecond at most and gives what it has read to the sink; then everything else on the loop has its
+turn, requests above all, which takes a few passes of the loop. Within a slice the publishers that have something take
+turns, and each pays for the time that its messages cost, so that one that floods gets no more than its share. What is
+not read waits in ZMQ's queues, which are bounded, and then at the publisher.
 
-A call of the sink costs nearly the same for 1 block as for 100. So what waits at one publisher is gathered over a turn
-and given to the sink at once: the further the picker is behind, the cheaper a block gets. The call ends the turn.
+A call of the sink costs nearly the same for 1 block as for 100. So what has been read from all publishers goes there in
+one call: the further the picker is behind, the cheaper a block gets.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ log = logging.getLogger(__name__)
 
 _TURN = 0.0001  # seconds of a publisher's turn
 _STEPS = 64  # in a turn, for clocks that stand still
+_VISITS = 4  # of each publisher in a slice, at least; those in debt have no turn
 _TICK = 1.0
-_GATHERED = 1024  # blocks that end a turn; in most turns the publisher has less
-_GATHERING = 2  # slices that reading for one call of the sink may take
+_GATHERED = 1024  # blocks that end a slice
+_PASSES = 2  # of the event loop between two slices: a request takes several
 _OVERRUN = 8  # a slice this many times too long (one huge event) is followed by a rest of the same length
 _QUIET = 60.0  # seconds between two log lines of the same kind
 
@@ -198,13 +200,26 @@ class KVEventReceiver:
     def _flush(self) -> None:
         """Give events to the sink; its errors are counted, and do not stop the stream."""
         self._blocks = 0
-        while self._gathered:
-            endpoint, (state, events) = self._gathered.popitem()
+        gathered, self._gathered = self._gathered, {}
+        if not gathered:
+            return
+        batches = [(endpoint, events) for endpoint, (_, events) in gathered.items()]
+        try:
+            self.sink.apply_many(batches)
+            return
+        except Exception:
+            if len(batches) == 1:
+                self._refused(gathered[batches[0][0]][0])
+                return
+        for batch in batches:  # what is wrong with one endpoint's events must not cost the others theirs
             try:
-                self.sink.apply(endpoint, events)
+                self.sink.apply_many([batch])
             except Exception:
-                state.sink_errors += 1
-                self._warn("sink", f"the index refused events of {endpoint}", trace=True)
+                self._refused(gathered[batch[0]][0])
+
+    def _refused(self, state: PublisherState) -> None:
+        state.sink_errors += 1
+        self._warn("sink", f"the index refused events of {state.endpoint}", trace=True)
 
     def clear_endpoint(self, endpoint: str) -> None:
         """Forget what the endpoint holds, and what it told before."""
@@ -287,17 +302,20 @@ class KVEventReceiver:
         clock, ready = self.clock, self._ready
         began = now = clock()
         end = began + self.settings.slice_seconds
-        for _ in range(_STEPS):
-            if not ready or now >= end:
+        brought: dict[Source, int] = {}
+        for _ in range(_STEPS + _VISITS * len(ready)):
+            if not ready or now >= end or self._blocks >= _GATHERED:
                 break
             source = ready[0]
             credit = min(self._credit.get(source, 0.0) + _TURN, _TURN)
             more = True
             if credit > 0:
-                turn = now
-                more = self._turn(source, now + _GATHERING * self.settings.slice_seconds)
+                turn, blocks = now, self._blocks
+                more = self._turn(source, min(end, now + credit))
                 now = clock()
                 credit -= now - turn
+                if self._blocks > blocks:
+                    brought[source] = brought.get(source, 0) + self._blocks - blocks
             if not ready or ready[0] is not source:  # it was removed meanwhile
                 continue
             ready.popleft()
@@ -307,7 +325,10 @@ class KVEventReceiver:
             else:
                 self._queued.discard(source)
                 self._credit.pop(source, None)
-        took = clock() - began
+        self._flush()
+        took = clock() - now
+        self._charge(brought, took)
+        took += now - began
         retired = self._retired
         retired.slices += 1
         retired.busy_seconds += took
@@ -316,16 +337,27 @@ class KVEventReceiver:
             if took > _OVERRUN * self.settings.slice_seconds:
                 self._scheduled = self._loop.call_later(took, self._slice)
             else:
-                self._scheduled = self._loop.call_soon(self._slice)
+                self._after(_PASSES)
+
+    def _after(self, passes: int) -> None:
+        """The next slice, when the loop has gone round so often."""
+        assert self._loop is not None
+        self._scheduled = self._loop.call_soon(self._slice if passes <= 1 else partial(self._after, passes - 1))
+
+    def _charge(self, brought: dict[Source, int], seconds: float) -> None:
+        """Each publisher that has more pays for its share of what the sink took."""
+        total = sum(brought.values())
+        for source, blocks in brought.items():
+            if source in self._credit:
+                self._credit[source] -= seconds * blocks / total
 
     def _turn(self, source: Source, end: float) -> bool:
-        """Read what waits there until it is enough for one call of the sink. False: nothing more is there."""
+        """Read what waits there. False: nothing more is there."""
         more = True
         for _ in range(_STEPS):
             more = self._step(source)
             if not more or self._blocks >= _GATHERED or self.clock() >= end:
                 break
-        self._flush()
         return more
 
     def _step(self, source: Source) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
 import zmq
 
 from epp.kvevents.settings import ReceiverSettings
@@ -71,3 +72,20 @@ class ReplayConversation:
     def close(self) -> None:
         """Forget what is still on its way."""
         self.socket.close(0)
+
+
+class ReplayPlan(msgspec.Struct):
+    """A replay that waits or runs. `rebuild`: from 0, over what is there; else from the last message on."""
+
+    rebuild: bool
+    clear: str = "never"  # before the first answer of a rebuild: "never", "always", "if-complete" (it begins with 0)
+    held: tuple[int, bytes] | None = None
+    full: bool = False  # it began as a rebuild
+    conversation: ReplayConversation | None = None
+    started: float = 0.0
+    heard: float = 0.0
+    start: int = 0
+    first: bool = True
+    again: bool = False
+    missing: int = 0  # messages that live events left out while it waited or ran from 0, and that it may bring
+    reconnected: bool = False  # while it ran: its answers may be those of a process that is gone

@@ -36,7 +36,7 @@ class ReceiverSettings:
     """
 
     topic_filter: str = "kv@"
-    slice_seconds: float = 0.0005
+    slice_seconds: float = 0.001
     receive_queue: int = 64
     max_message_bytes: int = MAX_MESSAGE_BYTES
     replay_queue: int = 256

@@ -30,15 +30,20 @@ CHUNK = 1024
 """Blocks hashed in one go: their words stay in the processor's caches, and the powers of M in a short table."""
 
 MOST_CHAINED = 8 * CHUNK
-"""Blocks that `Runs` takes at once."""
+"""Blocks of `Runs` for which the powers of M are kept."""
 
 _MASK = (1 << 64) - 1
 # 3 modulo 8, so that its powers repeat only after 2^62 and M - 1 has one factor of 2: swapped blocks never cancel.
 _M = 0x9E3779B97F4A7C13
-_POWERS, _INVERSES = (
-    np.multiply.accumulate(np.array([1, *[factor] * MOST_CHAINED], dtype=np.uint64))
-    for factor in (_M, pow(_M, -1, 1 << 64))
-)
+_INVERSE = pow(_M, -1, 1 << 64)
+
+
+def _powers(factor: int, count: int) -> Keys:
+    """From the 0th to the `count`th."""
+    return np.multiply.accumulate(np.array([1, *[factor] * count], dtype=np.uint64))
+
+
+_POWERS, _INVERSES = _powers(_M, MOST_CHAINED), _powers(_INVERSE, MOST_CHAINED)
 _FINAL = np.uint64(0xBF58476D1CE4E5B9)
 _HALF = np.uint64(32)
 _ODD = np.uint64(1)
@@ -122,7 +127,7 @@ def chain(digests: Keys, parent: int) -> Keys:
 
 
 class Runs:
-    """Keys of many runs of consecutive blocks, at most `MOST_CHAINED` in all, that follow each other in one array.
+    """Keys of many runs of consecutive blocks that follow each other in one array.
 
     One running sum serves them all: the key of the block at `i` of a run that begins at `s` is
     `M^(i+1) * (sum(i) + offset)` with `offset = M^-s * parent - sum(s-1)`. So a run's parent may be a block of an
@@ -131,21 +136,24 @@ class Runs:
 
     def __init__(self, digests: Keys) -> None:
         count = len(digests)
-        self._sums = digests * _INVERSES[1 : count + 1]
+        self._powers, self._inverses = _POWERS, _INVERSES
+        if count > MOST_CHAINED:
+            self._powers, self._inverses = _powers(_M, count), _powers(_INVERSE, count)
+        self._sums = digests * self._inverses[1 : count + 1]
         np.cumsum(self._sums, out=self._sums)
 
     def offset(self, start: int, parent: int) -> int:
         """Of the run that begins at `start` and follows the block with key `parent`, or a root."""
         before = int(self._sums[start - 1]) if start else 0
-        return (int(_INVERSES[start]) * parent - before) & _MASK
+        return (int(self._inverses[start]) * parent - before) & _MASK
 
     def key(self, at: int, offset: int) -> int:
         """Of one block, given the offset of its run."""
-        return int(_POWERS[at + 1]) * (int(self._sums[at]) + offset) & _MASK
+        return int(self._powers[at + 1]) * (int(self._sums[at]) + offset) & _MASK
 
     def keys(self, offsets: Keys) -> Keys:
         """Of all blocks, given the offset of each block's run. To be called last."""
         keys = self._sums
         keys += offsets
-        keys *= _POWERS[1 : len(keys) + 1]
+        keys *= self._powers[1 : len(keys) + 1]
         return keys

@@ -14,7 +14,7 @@ shrinking after a new tier came) is done in slices by `tidy`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +88,7 @@ class PreciseIndex:
         """Take the events of one publisher in this order. What is wrong with an event is counted, and costs only it."""
         self.apply_many([(endpoint, events)])
 
-    def apply_many(self, batches: Iterable[tuple[str, Sequence[KVEvent]]]) -> None:
+    def apply_many(self, batches: Sequence[tuple[str, Sequence[KVEvent]]]) -> None:
         """As `apply` for each in turn, but cheaper: a call has a cost of its own, whatever it brings."""
         self._ingestion.apply(batches)
         self.tidy()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from epp.prefixcache.precise.blocks import Blocks, Plane, different
 from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
 from epp.prefixcache.precise.lookup import Rows
-from epp.prefixcache.precise.stores import cut, engine_hashes, resolve, well_formed
+from epp.prefixcache.precise.stores import cut, engine_hashes, hashes_of, resolve, well_formed
 from epp.prefixcache.precise.tiers import RESTORED, Tiers
 
 MAX_BLOCK_SIZES = 8
@@ -184,7 +183,7 @@ class Ingestion:
         if rows.min() < 0:
             good = np.flatnonzero(rows >= 0)
             counters.conflicts += len(rows) - len(good)
-            event_of = np.repeat(np.arange(len(events)), stored.lengths).take(good)
+            event_of = stored.event.take(good)
             rows = rows.take(good)
         lanes = {owner: self._lanes.assign(owner) for owner in dict.fromkeys(owners)}
         self.endpoint_sizes.update(dict.fromkeys(lanes, events[0].block_size))
@@ -193,7 +192,7 @@ class Ingestion:
             self.hold(self._plane(events[0]), lanes[owners[0]], rows)
         else:
             if event_of is None:
-                event_of = np.repeat(np.arange(len(events)), stored.lengths)
+                event_of = stored.event
             lane_of = np.array([lanes[owner] for owner in owners])
             if len(planes) == 1:
                 self._hold_all(self._plane(events[0]), lane_of.take(event_of), rows)
@@ -217,7 +216,7 @@ class Ingestion:
 
     def _move(self, owner: str, event: BlockStored) -> None:
         """A store without token ids: blocks that are known are in this tier, too, now."""
-        rows = self.canonical(engine_hashes(event.block_hashes, len(event.block_hashes)))
+        rows = self.canonical(engine_hashes(event.block_hashes))
         known = rows >= 0
         self.counters.orphans += len(rows) - int(known.sum())
         rows = rows[known]
@@ -237,7 +236,7 @@ class Ingestion:
         for plane, (lanes, group) in by_plane.items():
             lengths = [len(event.block_hashes) for event in group]
             count = sum(lengths)
-            hashes = engine_hashes(chain.from_iterable([event.block_hashes for event in group]), count)
+            hashes = hashes_of([event.block_hashes for event in group], count)
             whose = np.repeat(np.array(lanes, dtype=np.intp), lengths)
             for begin in range(0, count, MOST_AT_ONCE):
                 end = begin + MOST_AT_ONCE

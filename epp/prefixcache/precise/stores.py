@@ -25,10 +25,20 @@ class StoredBlocks:
     lengths: Sequence[int]
     orphans: int
 
+    @property
+    def event(self) -> NDArray[np.intp]:
+        """The position of the event that each block came with."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
-def engine_hashes(hashes: Iterable[int], count: int) -> Keys:
-    """`count` engine hashes as an array. 0 stands for "none" in the index, so it is taken for 1."""
-    array = np.fromiter(hashes, dtype=np.uint64, count=count)
+
+def engine_hashes(hashes: Sequence[int]) -> Keys:
+    """Engine hashes as an array. 0 stands for "none" in the index, so it is taken for 1."""
+    return hashes_of([hashes], len(hashes))
+
+
+def hashes_of(runs: Iterable[Sequence[int]], count: int) -> Keys:
+    """As `engine_hashes`, of `count` blocks in several runs."""
+    array = np.fromiter(chain.from_iterable(runs), dtype=np.uint64, count=count)
     return np.maximum(array, _ONE, out=array)
 
 
@@ -42,7 +52,7 @@ def resolve(
     """
     blocks = [event.block_hashes for event in events]
     lengths = list(map(len, blocks))
-    hashes = engine_hashes(chain.from_iterable(blocks), sum(lengths))
+    hashes = hashes_of(blocks, sum(lengths))
     digests = hasher.digests(b"".join([event.token_ids for event in events]), events[0].block_size)
     if any(event.extras for event in events):
         _mix_extras(digests, events, lengths)
@@ -91,7 +101,7 @@ def _offsets(
     inside: dict[int, int] = {}  # parents that come with this very call: where first
     outside: dict[int, int] = {}
     if asked:
-        names = engine_hashes(asked, len(asked))
+        names = engine_hashes(asked)
         found, keys = find(names)
         outside = {name: key for name, key, ok in zip(asked, keys.tolist(), found.tolist(), strict=True) if ok}
         if not found.all():

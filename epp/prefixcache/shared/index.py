@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from epp.api.plugin import Clock
 from epp.kvevents.events import AllBlocksCleared, KVEvent
 from epp.prefixcache.precise.hashing import BlockHasher, Keys
-from epp.prefixcache.precise.index import MAX_BLOCK_SIZE, MAX_BLOCK_SIZES
+from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZE, MAX_BLOCK_SIZES
 from epp.prefixcache.shared import layout
 from epp.prefixcache.shared.breaker import Breaker, pause
 from epp.prefixcache.shared.layout import CHUNK, packed
@@ -85,6 +85,11 @@ class SharedIndex:
         self._warned_at: dict[str, float] = {}  # a few texts
 
     # What the events tell
+
+    def apply_many(self, batches: Sequence[tuple[str, Sequence[KVEvent]]]) -> None:
+        """Queue the events of several endpoints."""
+        for endpoint, events in batches:
+            self.apply(endpoint, events)
 
     def apply(self, endpoint: str, events: Sequence[KVEvent]) -> None:
         """Queue the events."""

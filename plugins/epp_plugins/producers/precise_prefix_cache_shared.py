@@ -30,9 +30,9 @@ class Tee:
     def __init__(self, local: EventSink, shared: EventSink) -> None:
         self._local, self._shared = local, shared
 
-    def apply(self, endpoint: str, events: Sequence[KVEvent]) -> None:
-        self._local.apply(endpoint, events)
-        self._shared.apply(endpoint, events)
+    def apply_many(self, batches: Sequence[tuple[str, Sequence[KVEvent]]]) -> None:
+        self._local.apply_many(batches)
+        self._shared.apply_many(batches)
 
     def clear(self, endpoint: str) -> None:
         self._local.clear(endpoint)

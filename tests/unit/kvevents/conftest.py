@@ -26,6 +26,10 @@ class Ledger:
         self.applied = 0
         self.blocks = 0
 
+    def apply_many(self, batches: Any) -> None:
+        for endpoint, events in batches:
+            self.apply(endpoint, events)
+
     def apply(self, endpoint: str, events: Any) -> None:
         held = self.held.setdefault(endpoint, set())
         self.applied += len(events)

@@ -311,7 +311,7 @@ async def test_a_sink_that_fails_stops_nothing(stage: Any) -> None:
     class Broken:
         calls = 0
 
-        def apply(self, endpoint: str, events: Any) -> None:
+        def apply_many(self, batches: Any) -> None:
             self.calls += 1
             raise RuntimeError("no")
 
@@ -327,6 +327,40 @@ async def test_a_sink_that_fails_stops_nothing(stage: Any) -> None:
         await asyncio.sleep(0.01)
     receiver.remove(_ENDPOINT)
     assert receiver.stats().sink_errors >= 4
+
+
+async def test_what_is_wrong_with_one_endpoint_costs_only_its_events(stage: Any) -> None:
+    ledger = stage.ledger
+    together: list[int] = []
+
+    class Choosy:
+        def apply_many(self, batches: Any) -> None:
+            together.append(len(batches))
+            if any(endpoint == _ENDPOINT for endpoint, _ in batches):
+                raise RuntimeError("no")
+            ledger.apply_many(batches)
+
+        def clear(self, endpoint: str) -> None:
+            ledger.clear(endpoint)
+
+    other = "10.0.0.2:8000"
+    servers = {name: stage.server(replay=False) for name in (_ENDPOINT, other)}
+    receiver = stage.receiver(sink=Choosy())
+    for name, server in servers.items():
+        receiver.add(name, [server.publisher])
+    await stage.until(lambda: all(state.connected_since is not None for state in receiver.states()))
+    number = 0
+    while max(together, default=0) < 2 or receiver.stats().sink_errors < 3:
+        for server in servers.values():
+            server.publish(store=[number])
+        number += 1
+        await asyncio.sleep(0.01)
+        assert number < 2000
+    await stage.until(lambda: ledger.held.get(other, set()) >= {number - 1})
+    assert _ENDPOINT not in ledger.held
+    refused = {state.endpoint: state.sink_errors for state in receiver.states()}
+    assert refused[_ENDPOINT] > 0
+    assert refused[other] == 0
 
 
 async def test_long_messages_are_read_in_pieces(stage: Any) -> None:
@@ -351,8 +385,8 @@ def test_on_uvloop(context: zmq.Context) -> None:
     class Sink:
         events = 0
 
-        def apply(self, endpoint: str, events: Any) -> None:
-            self.events += len(events)
+        def apply_many(self, batches: Any) -> None:
+            self.events += sum(len(events) for _, events in batches)
 
         def clear(self, endpoint: str) -> None:
             self.events = 0

@@ -32,6 +32,10 @@ class Ledger:
     def tier(self, endpoint: str, medium: str = "gpu") -> set[int]:
         return self.held.setdefault(endpoint, {}).setdefault(medium, set())
 
+    def apply_many(self, batches: Any) -> None:
+        for endpoint, events in batches:
+            self.apply(endpoint, events)
+
     def apply(self, endpoint: str, events: Any) -> None:
         for event in events:
             match event:
