@@ -16,6 +16,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from epp.telemetry.labels import LIMITED, OTHER, LabelLimiter, encodable
 
 PREFIX = "llm_d_epp_"
+MAX_PENDING = 512
+"""Observed values that wait to be counted: a tenth of a millisecond of work."""
 MAX_SERIES = 5000
 """Label combinations per family; beyond it the bounded labels are all `other` (counted)."""
 
@@ -57,38 +59,66 @@ class Gauge:
 
 
 class Histogram:
-    """Counts per bucket (not cumulative; the last is +Inf) and the sum. `bounds` are the finite upper bounds."""
+    """Counts per bucket (not cumulative; the last is +Inf) and the sum. `bounds` are the finite upper bounds.
 
-    __slots__ = ("bounds", "counts", "sum")
+    A request observes a score of values, each in a histogram of its own, and by the next request all of these have left
+    the caches. So an observed value only joins `pending`, which the histograms of a registry share; it is put into its
+    bucket when somebody looks at any of them, or when `MAX_PENDING` values wait. What one reads is always exact.
+    """
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    __slots__ = ("_counts", "_pending", "_sum", "bounds")
+
+    def __init__(self, bounds: tuple[float, ...], pending: Pending | None = None) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
+        self._pending: Pending = [] if pending is None else pending
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value; a value equal to a bound belongs to that bucket."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        pending = self._pending
+        pending.append((self, value + 0.0))  # what is no number fails here, at its caller
+        if len(pending) >= MAX_PENDING:
+            self._settle()
 
     def add_counts(self, counts: Sequence[int], total: float, n: int) -> None:
         """Merge what was counted elsewhere over the same bounds: `n` values that sum up to `total`."""
         if n == 0:
             return
-        if len(counts) != len(self.counts):
-            raise ValueError(f"{len(counts)} buckets do not fit {len(self.counts)} (the last is +Inf)")
         mine = self.counts
+        if len(counts) != len(mine):
+            raise ValueError(f"{len(counts)} buckets do not fit {len(mine)} (the last is +Inf)")
         for i, count in enumerate(counts):
             if count:
                 mine[i] += count
-        self.sum += total
+        self._sum += total
+
+    @property
+    def counts(self) -> list[int]:
+        """Values per bucket, the last one is +Inf."""
+        self._settle()
+        return self._counts
+
+    @property
+    def sum(self) -> float:
+        """Of all observed values."""
+        self._settle()
+        return self._sum
 
     @property
     def count(self) -> int:
         """How many values have been observed."""
         return sum(self.counts)
 
+    def _settle(self) -> None:
+        """Count what is pending, for all histograms that share it."""
+        for histogram, value in self._pending:
+            histogram._counts[bisect_left(histogram.bounds, value)] += 1
+            histogram._sum += value
+        self._pending.clear()
 
+
+Pending = list[tuple[Histogram, float]]
 Child = Counter | Gauge | Histogram
 ChildT = TypeVar("ChildT", Counter, Gauge, Histogram)
 
@@ -201,6 +231,7 @@ class Registry:
     def __init__(self, *, max_series: int = MAX_SERIES) -> None:
         self.max_series = max_series
         self.limiters: dict[str, LabelLimiter] = {kind: LabelLimiter() for kind in set(LIMITED.values())}
+        self._pending: Pending = []  # of all histograms, see there
         self._families: dict[str, Family[Any]] = {}
         self._computed: dict[str, Computed] = {}
 
@@ -221,7 +252,7 @@ class Registry:
         bounds = tuple(float(b) for b in buckets)
         if not bounds or list(bounds) != sorted(set(bounds)) or not all(map(math.isfinite, bounds)):
             raise ValueError(f"{name}: buckets must be finite and ascending, got {list(buckets)}")
-        return self._family("histogram", name, help, labels, lambda: Histogram(bounds), bounds)
+        return self._family("histogram", name, help, labels, lambda: Histogram(bounds, self._pending), bounds)
 
     def sampled_gauge(
         self,

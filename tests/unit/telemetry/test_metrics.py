@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from epp.telemetry.exposition import render, render_now
 from epp.telemetry.labels import OTHER, LabelLimiter
-from epp.telemetry.metrics import Gauge, Registry
+from epp.telemetry.metrics import MAX_PENDING, Gauge, Histogram, Registry
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
@@ -54,6 +54,41 @@ def test_histogram_counts_a_value_at_the_bound_in_that_bucket() -> None:
         "llm_d_epp_took_seconds_sum{}": pytest.approx(12.3),
         "llm_d_epp_took_seconds_count{}": 4,
     }
+
+
+@pytest.mark.parametrize("values", [1, MAX_PENDING - 1, MAX_PENDING, 3 * MAX_PENDING + 7])
+def test_what_waits_to_be_counted_is_on_every_page(values: int) -> None:
+    registry = Registry()
+    family = registry.histogram("took_seconds", "Took.", (1, 10), ("who",))
+    ours, other = family.labels("us"), family.labels("other")
+    for value in range(values):
+        ours.observe(value)
+        other.observe(0.5)
+    shown = page(registry)
+    assert shown["llm_d_epp_took_seconds_count{who=us}"] == values
+    assert shown["llm_d_epp_took_seconds_sum{who=us}"] == sum(range(values))
+    assert shown["llm_d_epp_took_seconds_bucket{le=1,who=us}"] == min(values, 2)
+    assert shown["llm_d_epp_took_seconds_sum{who=other}"] == 0.5 * values
+    ours.observe(3)
+    assert (ours.count, ours.sum, other.count) == (values + 1, sum(range(values)) + 3, values)
+    assert page(registry)["llm_d_epp_took_seconds_count{who=us}"] == values + 1
+
+
+def test_no_more_values_wait_than_allowed() -> None:
+    histogram = Histogram((1,), pending := [])
+    for _ in range(10 * MAX_PENDING):
+        histogram.observe(0.5)
+        assert len(pending) < MAX_PENDING
+    assert histogram.counts == [10 * MAX_PENDING, 0]
+    assert pending == []
+
+
+def test_what_is_no_number_is_refused_at_once() -> None:
+    histogram = Registry().histogram("took_seconds", "Took.", (1, 2)).labels()
+    with pytest.raises(TypeError):
+        histogram.observe("long")  # type: ignore[arg-type]
+    histogram.observe(1)
+    assert histogram.counts == [1, 0, 0]
 
 
 def test_add_counts_merges_what_was_counted_elsewhere() -> None:
