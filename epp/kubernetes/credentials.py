@@ -187,6 +187,7 @@ class CommandCredentials:
         finally:
             if process.returncode is None:
                 process.kill()
+                await process.wait()
         if process.returncode != 0:
             raise OSError(f"{name} ended with {process.returncode}: {complained[-500:].decode('utf-8', 'replace')}")
         return said

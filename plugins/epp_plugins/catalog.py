@@ -59,6 +59,7 @@ CATALOG: dict[str, str] = {
     "topology-affinity-filter": "epp_plugins.filters.topology_affinity:TopologyAffinityFilter",
     "topology-affinity-scorer": "epp_plugins.scorers.topology_affinity:TopologyAffinityScorer",
     "topology-extractor": "epp_plugins.extractors.topology:TopologyExtractor",
+    "topology-stamp-handler": "epp_plugins.requestcontrol.topology_stamp:TopologyStampHandler",
     "utilization-detector": "epp_plugins.detectors.utilization:UtilizationDetector",
     "utilization-filter": "epp_plugins.filters.utilization:UtilizationFilter",
     "vllmhttp-parser": "epp_plugins.parsers.vllmhttp:VLLMHTTPParser",

@@ -7,18 +7,27 @@ from numpy.typing import NDArray
 
 from epp.api import PEER_ENDPOINT, TOPOLOGY, DataKey, Endpoints, EndpointTable, InferenceRequest, Topology
 from epp_plugins.extractors.topology import LEVELS
+from epp_plugins.extractors.topology_header import decode
 
 NOWHERE = len(LEVELS)
 """Level of a candidate that shares no place with the peer; below it 0 is the same host, 3 the same region."""
 
 UNKNOWN = -1
 
+_ELSEWHERE = -2
+"""A place of the peer where no endpoint of this pool is."""
+
 
 class Proximity:
-    """Places of all endpoints as numbers, one array of shape `(4, rows)`; made anew when an endpoint changes."""
+    """Places of all endpoints as numbers, one array of shape `(4, rows)`; made anew when an endpoint changes.
 
-    def __init__(self, producer: str) -> None:
+    `header`: the request header that says where the peer is, when another picker chose it; "" none.
+    """
+
+    def __init__(self, producer: str, header: str = "") -> None:
         self.key = DataKey(TOPOLOGY, producer)
+        self._header = header.lower()
+        self._numbers: list[dict[str, int]] = [{} for _ in LEVELS]
         self._attribute = str(self.key)
         self._table: EndpointTable | None = None
         self._version = -1
@@ -44,11 +53,28 @@ class Proximity:
 
     def _peer(self, request: InferenceRequest, table: EndpointTable) -> NDArray[np.int64] | None:
         peer = request.attributes.get(PEER_ENDPOINT)
-        row = table.row_of(peer.host_port) if peer is not None else None
-        if row is None:
+        if peer is None:
+            places = self._told(request, table)
+        else:
+            row = table.row_of(peer.host_port)
+            places = None if row is None else self._of(table)[:, row]
+        return places if places is not None and (places != UNKNOWN).any() else None
+
+    def _told(self, request: InferenceRequest, table: EndpointTable) -> NDArray[np.int64] | None:
+        """What the header says."""
+        value = request.headers.get(self._header) if self._header else None
+        if not value:
             return None
-        places: NDArray[np.int64] = self._of(table)[:, row]
-        return places if (places != UNKNOWN).any() else None
+        self._of(table)
+        place = decode(value)
+        names = [getattr(place, level) for level in LEVELS]
+        return np.array(
+            [
+                numbers.get(name, _ELSEWHERE) if name else UNKNOWN
+                for name, numbers in zip(names, self._numbers, strict=True)
+            ],
+            dtype=np.int64,
+        )
 
     def _of(self, table: EndpointTable) -> NDArray[np.int64]:
         if self._version != table.version or self._table is not table:
@@ -62,5 +88,6 @@ class Proximity:
                     value = getattr(place, level)
                     if value:
                         places[index, row] = numbers[index].setdefault(value, len(numbers[index]))
-            self._places, self._table, self._version = places, table, table.version
+            self._places, self._numbers = places, numbers
+            self._table, self._version = table, table.version
         return self._places

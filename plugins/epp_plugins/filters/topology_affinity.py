@@ -9,6 +9,9 @@ nearness instead of demanding it.
 Parameters:
 - `minAffinity` (host): `host`, `rack`, `zone` or `region`.
 - `topologyProducerName` (topology-extractor): the extractor whose places are read.
+- `peerTopologyHeader` (none): `x-peer-topology`, where llm-d's coordinator says where the server is that another picker
+  chose (`topology-stamp-handler`); read when this picker chose none. It is believed: set it only where no client but
+  the coordinator can send it.
 - `loadAllowance` (none): how many more requests in flight the least loaded near server may have than the least loaded
   far one; above it everybody stays. Not looked at while the place of any candidate is not known.
 - `inFlightLoadProducerName` (inflight-load-producer): whose counts `loadAllowance` compares.
@@ -27,6 +30,7 @@ import numpy as np
 
 import epp
 from epp_plugins.extractors.proximity import Proximity
+from epp_plugins.extractors.topology_header import check_name
 from epp_plugins.producers.inflight_load import DEFAULT_NAME, column_names
 
 _LEVELS = {"host": 0, "rack": 1, "zone": 2, "region": 3}
@@ -41,12 +45,18 @@ class TopologyAffinityFilterParams(epp.Params, frozen=True):
     topology_producer_name: Annotated[
         str, msgspec.Meta(min_length=1, description="topology-extractor whose places are read")
     ] = "topology-extractor"
+    peer_topology_header: Annotated[
+        str, msgspec.Meta(description="request header that says where the server is that another picker chose")
+    ] = ""
     load_allowance: (
         Annotated[int, msgspec.Meta(ge=0, description="requests in flight that nearness is worth")] | None
     ) = None
     in_flight_load_producer_name: Annotated[
         str, msgspec.Meta(min_length=1, description="producer whose counts loadAllowance compares")
     ] = DEFAULT_NAME
+
+    def __post_init__(self) -> None:
+        check_name("peerTopologyHeader", self.peer_topology_header)
 
 
 class TopologyAffinityFilter(epp.Filter[TopologyAffinityFilterParams]):
@@ -58,7 +68,7 @@ class TopologyAffinityFilter(epp.Filter[TopologyAffinityFilterParams]):
 
     def __init__(self, params: TopologyAffinityFilterParams, context: epp.PluginContext) -> None:
         super().__init__(params, context)
-        self._proximity = Proximity(params.topology_producer_name)
+        self._proximity = Proximity(params.topology_producer_name, params.peer_topology_header)
         self._level = _LEVELS[params.min_affinity]
         self._inflight = column_names(params.in_flight_load_producer_name)[0]
 

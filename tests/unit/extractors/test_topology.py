@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,9 @@ import epp
 from epp.datalayer.notifications import notify_endpoints
 from epp.testing import assemble, plugin, request
 from epp_plugins.extractors.topology import TopologyExtractor
+from epp_plugins.extractors.topology_header import decode, encode
 from epp_plugins.filters.topology_affinity import TopologyAffinityFilter
+from epp_plugins.requestcontrol.topology_stamp import TopologyStampHandler
 from epp_plugins.scorers.topology_affinity import TopologyAffinityScorer
 
 HOST, RACK, ZONE, REGION = (
@@ -174,3 +178,63 @@ def test_in_a_configuration() -> None:
 def test_without_an_extractor_the_start_says_so() -> None:
     made = assemble("plugins: [{type: topology-affinity-scorer}]\n")
     assert any("goes without Topology/topology-extractor" in warning for warning in made.assembly.warnings)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (epp.Topology("h1", "r1", "z1", "g1"), "host=h1,rack=r1,zone=z1,region=g1"),
+        (epp.Topology(zone="us-east1-a"), "zone=us-east1-a"),
+        (epp.Topology(), ""),
+    ],
+)
+def test_a_place_as_a_header(place: epp.Topology, value: str) -> None:
+    assert encode(place) == value
+    assert decode(value) == place
+
+
+def test_values_that_would_break_a_header_are_left_out() -> None:
+    assert encode(epp.Topology("a,host=b", "r=1", "z\r\nx-other: 1", "zürich")) == ""
+    assert decode("region=g1,floor=3,host,zone=z1,=x") == epp.Topology(zone="z1", region="g1")
+    assert decode("host=" + "h" * 2000) == epp.Topology()
+
+
+def told(value: str) -> epp.InferenceRequest:
+    return request(headers={"x-peer-topology": value})
+
+
+def test_the_peer_of_another_picker() -> None:
+    table = placed(*SERVERS)
+    scorer = plugin(TopologyAffinityScorer, {"peerTopologyHeader": "X-Peer-Topology"}, table=table)
+    near = told("host=h1,rack=r1,zone=z1,region=g1")
+    assert scorer.score(near, seen(table)).tolist() == [1.0, 0.2, 0.05, 0.02, 0.0, 0.0]
+    # Places where none of these servers is do not become the same place.
+    assert scorer.score(told("host=h9,rack=r9,zone=z1"), seen(table)).tolist() == [0.05, 0.05, 0.05, 0.0, 0.0, 0.0]
+    for nothing in ("", "nonsense", "floor=3"):
+        assert scorer.score(told(nothing), seen(table)).tolist() == [0.0] * 6
+    near.attributes[epp.PEER_ENDPOINT] = SERVERS[4]  # chosen here: that counts
+    assert scorer.score(near, seen(table))[4] == 1.0
+    deaf = plugin(TopologyAffinityScorer, table=table)
+    assert deaf.score(told("host=h1"), seen(table)).tolist() == [0.0] * 6
+
+
+def test_nearness_to_the_peer_of_another_picker_is_demanded() -> None:
+    table = placed(*SERVERS)
+    parameters = {"peerTopologyHeader": "x-peer-topology", "minAffinity": "zone"}
+    kept = plugin(TopologyAffinityFilter, parameters, table=table)
+    assert kept.filter(told("zone=z1"), seen(table)).tolist() == [True, True, True, False, False, False]
+    assert kept.filter(told("zone=z9"), seen(table)).all()
+    assert kept.filter(told(""), seen(table)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (TopologyAffinityScorer, "peerTopologyHeader"),
+        (TopologyAffinityFilter, "peerTopologyHeader"),
+        (TopologyStampHandler, "headerName"),
+    ],
+)
+def test_another_header_would_reach_nobody(kind: type[epp.Plugin[Any]], name: str) -> None:
+    with pytest.raises(epp.ConfigError, match=f"{name} is 'x-mine'"):
+        plugin(kind, {name: "x-mine"})
