@@ -12,7 +12,8 @@ async def end(process: asyncio.subprocess.Process, seconds: float) -> None:
         return
     process.send_signal(signal.SIGTERM)
     try:
-        await asyncio.wait_for(process.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await process.wait()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -241,7 +241,7 @@ class Director:
             if producing is not None:
                 waited = True
                 try:
-                    yield asyncio.wait_for(producing, producer.timeout)
+                    yield _within(producer.timeout, producing)
                 except RequestError:
                     raise
                 except Exception as error:
@@ -336,6 +336,13 @@ class Director:
             else None,
             skip_response=request.payload.skip_response,
         )
+
+
+async def _within(seconds: float, producing: Awaitable[None]) -> None:
+    """Not `wait_for`: before Python 3.12 that loses a cancellation which comes together with the data, and a request
+    whose client has gone would still be given an endpoint."""
+    async with asyncio.timeout(seconds):
+        await producing
 
 
 def _holds_part_of_prompt(request: InferenceRequest, result: SchedulingResult) -> bool:

@@ -60,7 +60,8 @@ class MetricsAuth:
 
     async def _ask(self, key: tuple[bytes, str], token: str) -> int | None:
         try:
-            verdict = await asyncio.wait_for(self._review(token, key[1]), TIMEOUT)
+            async with asyncio.timeout(TIMEOUT):
+                verdict = await self._review(token, key[1])
         except Exception as error:
             if self._clock() - self._said_at >= 60.0:
                 self._said_at = self._clock()

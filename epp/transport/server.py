@@ -66,7 +66,8 @@ class Server:
         for protocol in list(self._open):
             protocol.drain()
         try:
-            await asyncio.wait_for(self._empty.wait(), grace_seconds)
+            async with asyncio.timeout(grace_seconds):
+                await self._empty.wait()
         except TimeoutError:
             log.warning("%d streams were open after %g s of draining", self.stats.streams, grace_seconds)
             return False
@@ -81,7 +82,8 @@ class Server:
         for protocol in list(self._open):
             protocol.terminate()
         try:
-            await asyncio.wait_for(self._empty.wait(), _LAST_WORDS_SECONDS)
+            async with asyncio.timeout(_LAST_WORDS_SECONDS):
+                await self._empty.wait()
         except TimeoutError:
             for protocol in list(self._open):
                 protocol.kill()

@@ -157,9 +157,8 @@ class FileDiscovery(Discovery[FileDiscoveryParams]):
         async def resolve(host: str) -> None:
             async with limit:
                 try:
-                    found = await asyncio.wait_for(
-                        asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM), _RESOLVE_TIMEOUT
-                    )
+                    async with asyncio.timeout(_RESOLVE_TIMEOUT):
+                        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
                 except (OSError, UnicodeError, TimeoutError) as error:
                     kept = self._addresses.get(host)
                     self._count("resolve", 1)

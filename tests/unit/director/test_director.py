@@ -120,6 +120,7 @@ class Spy(epp.Producer[epp.NoParams]):
         self.calls: list[str] = []
         self.wait: float | None = None
         self.before: Any = None
+        self.gate: asyncio.Future[None] | None = None
         self.fail: set[str] = set()
 
     def _note(self, call: str) -> None:
@@ -134,6 +135,8 @@ class Spy(epp.Producer[epp.NoParams]):
     async def _later(self) -> None:
         assert self.wait is not None
         await asyncio.sleep(self.wait)
+        if self.gate is not None:
+            await self.gate
         if self.before is not None:
             self.before()
 
@@ -414,6 +417,29 @@ async def test_a_producer_that_takes_too_long_is_left_out(bench: Bench) -> None:
     assert not isinstance(pending, RequestFlight)
     assert (await pending).decision.destination == "10.0.0.2:8000"
     assert bench.timings.failures == [("DataProducer", "spy")]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_client_that_goes_as_the_data_come_gets_no_endpoint(bench: Bench, turns: int) -> None:
+    gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    bench.spy.wait, bench.spy.gate = 0.0, gate
+    pending = bench.director.decide(bench.head(), b"m")
+    assert not isinstance(pending, RequestFlight)
+    task = asyncio.ensure_future(pending)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not task.done()
+    gate.set_result(None)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if task.done():  # the data came first, and there was a decision
+        assert bench.decisions == ["p2"]
+        return
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.decisions == []
+    assert "on_picked" not in bench.spy.calls
 
 
 async def test_an_endpoint_that_goes_away_meanwhile_is_not_picked(bench: Bench) -> None:
