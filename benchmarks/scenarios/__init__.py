@@ -18,6 +18,7 @@ from benchmarks.scenarios import (
     memory,
     prefix_index,
     scaling,
+    shared_index,
     soak,
     tokenization,
 )
@@ -40,6 +41,7 @@ SCENARIOS = {
     "freshness": Scenario(freshness.SUMMARY, freshness.run),
     "memory": Scenario(memory.SUMMARY, memory.run),
     "prefix-index": Scenario(prefix_index.SUMMARY, prefix_index.run),
+    "shared-index": Scenario(shared_index.SUMMARY, shared_index.run),
     "tokenization": Scenario(tokenization.SUMMARY, tokenization.run),
     "event-storm": Scenario(event_storm.SUMMARY, event_storm.run),
     "grid": Scenario(grid.SUMMARY, grid.run),

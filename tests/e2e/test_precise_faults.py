@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from benchmarks.redis_server import RedisServer
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
 from epp.demo.picker import PickerProcess, Served
@@ -32,7 +33,7 @@ plugins:
     speculativeIndexing: true
     maxIndexBytes: %d
     warmStartLimit: 10s
-    indexerConfig: {kvBlockIndexConfig: {enableMetrics: true}}
+    indexerConfig: {kvBlockIndexConfig: {enableMetrics: true%s}}
     kvEventsConfig: {podDiscoveryConfig: {podLabelSelector: '', socketPort: %d, replaySocketPort: %d}}
 - {type: prefix-cache-scorer, parameters: {prefixMatchInfoProducerName: precise-prefix-cache-producer}}
 - {type: queue-scorer}
@@ -162,11 +163,15 @@ def resident(picker: PickerProcess) -> int:
 
 @asynccontextmanager
 async def gateway(
-    ports: list[int], publishers: Publishers, folder: Path, *, pickers: int = 1, **options: Any
+    ports: list[int], publishers: Publishers, folder: Path, *, pickers: int = 1, redis: str = "", **options: Any
 ) -> AsyncIterator[tuple[list[PickerProcess], Envoy]]:
-    """Pickers in precise mode over these servers, and an Envoy in front."""
+    """Pickers in precise mode over these servers, and an Envoy in front.
+
+    With `redis` they share an index, and know no more of the servers than what these tell from now on.
+    """
     served = [Served("127.0.0.1", port, rank=rank) for rank, port in enumerate(ports)]
-    config = CONFIG % (INDEX_BYTES, publishers.events, publishers.replay)
+    shared = f", redisConfig: {{address: '{redis}'}}" if redis else ""
+    config = CONFIG % (INDEX_BYTES, shared, publishers.events, 0 if redis else publishers.replay)
     async with AsyncExitStack() as stack:
         running = []
         for number in range(pickers):
@@ -273,3 +278,46 @@ async def test_a_publisher_that_never_stops_costs_bounded_memory(stage: Any, tmp
         plugin = (await state.json())["plugins"]["precise-prefix-cache-producer"]
         quiet = [entry for entry in plugin["state"]["publishers"] if entry["rank"] != 0]
         assert [entry["lost"] for entry in quiet] == [0, 0]
+
+
+async def test_redis_stalls_is_killed_and_comes_back(stage: Any, tmp_path: Path) -> None:
+    async with (
+        stage(servers=SERVERS) as s,
+        Publishers(["steady"] * SERVERS) as publishers,
+        RedisServer(tmp_path) as redis,
+        gateway(s.servers.ports, publishers, tmp_path, redis=redis.url) as ((picker,), envoy),
+    ):
+        lookups, written = "prefix_index_shared_lookups_total", "prefix_index_shared_writes_total"
+
+        async def alone() -> bool:
+            return await metric(picker, "prefix_index_shared_up") == 0
+
+        clients = Clients(s.client, envoy.url)
+        async with clients.asking():
+            await until(reaches(picker, "prefix_index_shared_up", 1), "connection to the shared index")
+            await until(reaches(picker, written, 1000), "blocks in the shared index")
+            await until(reaches(picker, lookups, 30), "lookups")
+            redis.send(signal.SIGSTOP)
+            await until(alone, "notice of the stalled server")
+            await clients.more(60)
+            redis.send(signal.SIGCONT)
+            await until(reaches(picker, "prefix_index_shared_up", 1), "the server that goes on")
+            await clients.more(30)
+            await redis.kill()
+            await until(alone, "notice of the dead server")
+            await clients.more(60)
+            stored = await metric(picker, "prefix_index_stored_total")
+            await until(reaches(picker, "prefix_index_stored_total", stored + 500), "blocks in the local index")
+            await redis.start()
+            await until(reaches(picker, "prefix_index_shared_up", 1), "the new server")
+            before, asked = await metric(picker, written), await metric(picker, lookups)
+            await until(reaches(picker, written, before + 500), "blocks in the new server")
+            await until(reaches(picker, lookups, asked + 30), "lookups in the new server")
+            await clients.more(30)
+        assert clients.lost == []
+        # One lookup waited for no longer than its budget, and only a few did.
+        page = await picker.metrics()
+        late = re.findall(r'prefix_index_shared_lookups_total{[^}]*outcome="(?:late|failed|partial)"[^}]*} (\S+)', page)
+        down = re.findall(r'prefix_index_shared_lookups_total{[^}]*outcome="down"[^}]*} (\S+)', page)
+        assert 0 < sum(map(float, late)) < sum(map(float, down))
+        assert await metric(picker, "prefix_index_shared_errors_total") >= 2
