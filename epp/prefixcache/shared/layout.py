@@ -2,11 +2,12 @@
 
 All names begin with `epp:` and eight hex digits (of this layout's version and of `hashSeed`, which makes the keys):
 
-- `epp:XXXXXXXX:b` and a block's key (8 bytes): a hash whose field names are its holders, `ip:port|tier|group`;
+- `epp:XXXXXXXX:b` and a block's key (8 bytes): its holders, `ip:port|tier|group`, with a line feed before the first and
+  after each. A text and no hash, because lookups ask for many at once (`MGET`) and compare each with the one before;
 - `epp:XXXXXXXX:e` and an engine hash (8 bytes): the key of that block, by which removals find it;
 - `epp:XXXXXXXX:sizes`: a set of the engines' block sizes in tokens.
 
-A script is one command with one reply for many blocks, which is what makes writing affordable: a reply for each `HSET`
+A script is one command with one reply for many blocks, which is what makes writing affordable: a reply for each `SET`
 costs the client more than the command. Keys go in as they lie in memory, 8 bytes each, not as arguments of their own.
 Scripts compose names from them, so a Redis cluster is not supported.
 """
@@ -29,86 +30,136 @@ WIDTH = 8
 NAME_OVERHEAD = 14  # `epp:`, eight digits, `:` and one letter
 SEPARATOR = "|"
 
-STORE = """
-local blocks, engines, field, ttl = ARGV[1] .. 'b', ARGV[1] .. 'e', ARGV[2], tonumber(ARGV[3])
+_NAMES = """
+local function names(prefix, keys)
+  local out = {}
+  for i = 1, #keys, 8 do out[#out + 1] = prefix .. string.sub(keys, i, i + 7) end
+  return out
+end
+"""
+
+STORE = (
+    _NAMES
+    + """
+local field, ttl = ARGV[2], tonumber(ARGV[3])
+local blocks, engines = names(ARGV[1] .. 'b', ARGV[5]), names(ARGV[1] .. 'e', ARGV[6])
 redis.call('SADD', ARGV[1] .. 'sizes', ARGV[4])
 if ttl > 0 then redis.call('EXPIRE', ARGV[1] .. 'sizes', ttl) end
-for i = 1, #ARGV[5], 8 do
-  local key = string.sub(ARGV[5], i, i + 7)
-  local block, engine = blocks .. key, engines .. string.sub(ARGV[6], i, i + 7)
-  redis.call('HSET', block, field, '')
+local held = redis.call('MGET', unpack(blocks))
+for i, block in ipairs(blocks) do
+  local value, key = held[i], string.sub(ARGV[5], i * 8 - 7, i * 8)
+  if not value then
+    value = '\\n' .. field .. '\\n'
+  elseif not string.find(value, '\\n' .. field .. '\\n', 1, true) then
+    value = value .. field .. '\\n'
+  end
   if ttl > 0 then
-    redis.call('EXPIRE', block, ttl)
-    redis.call('SET', engine, key, 'EX', ttl)
+    redis.call('SET', block, value, 'EX', ttl)
+    redis.call('SET', engines[i], key, 'EX', ttl)
   else
-    redis.call('SET', engine, key)
+    redis.call('SET', block, value)
+    redis.call('SET', engines[i], key)
   end
 end
 return redis.status_reply('OK')
 """
+)
 """ARGV: prefix, field, seconds to live (0: for ever), block size, block keys, engine hashes."""
 
-MOVE = """
-local ttl = tonumber(ARGV[3])
+MOVE = (
+    _NAMES
+    + """
+local field, ttl = ARGV[2], tonumber(ARGV[3])
 local moved = 0
-for i = 1, #ARGV[4], 8 do
-  local key = redis.call('GET', ARGV[1] .. 'e' .. string.sub(ARGV[4], i, i + 7))
-  if key then
-    redis.call('HSET', ARGV[1] .. 'b' .. key, ARGV[2], '')
-    if ttl > 0 then redis.call('EXPIRE', ARGV[1] .. 'b' .. key, ttl) end
+for _, key in ipairs(redis.call('MGET', unpack(names(ARGV[1] .. 'e', ARGV[4])))) do
+  local block = key and ARGV[1] .. 'b' .. key
+  local value = block and redis.call('GET', block)
+  if value then
+    if not string.find(value, '\\n' .. field .. '\\n', 1, true) then value = value .. field .. '\\n' end
+    redis.call('SET', block, value)
+    if ttl > 0 then redis.call('EXPIRE', block, ttl) end
     moved = moved + 1
   end
 end
 return moved
 """
+)
 """ARGV: prefix, field, seconds to live, engine hashes: known blocks that are in another tier, too, now."""
 
-REMOVE = """
+_WITHOUT = """
+local function without(block, value, from, to)
+  local rest = string.sub(value, 1, from) .. string.sub(value, to + 1)
+  if rest == '\\n' then
+    redis.call('DEL', block)
+    return nil
+  end
+  redis.call('SET', block, rest, 'KEEPTTL')
+  return rest
+end
+"""
+
+REMOVE = (
+    _NAMES
+    + _WITHOUT
+    + """
 local removed = 0
-for i = 1, #ARGV[3], 8 do
-  local engine = ARGV[1] .. 'e' .. string.sub(ARGV[3], i, i + 7)
-  local key = redis.call('GET', engine)
+local engines = names(ARGV[1] .. 'e', ARGV[3])
+for i, key in ipairs(redis.call('MGET', unpack(engines))) do
   if key then
-    removed = removed + redis.call('HDEL', ARGV[1] .. 'b' .. key, ARGV[2])
-    if redis.call('EXISTS', ARGV[1] .. 'b' .. key) == 0 then redis.call('DEL', engine) end
+    local block = ARGV[1] .. 'b' .. key
+    local value = redis.call('GET', block)
+    if value then
+      local from, to = string.find(value, '\\n' .. ARGV[2] .. '\\n', 1, true)
+      if from then
+        value = without(block, value, from, to)
+        removed = removed + 1
+      end
+    end
+    if not value then redis.call('DEL', engines[i]) end
   end
 end
 return removed
 """
+)
 """ARGV: prefix, field, engine hashes. An engine hash goes when nobody holds its block any more."""
 
-LOOKUP = """
-local out = {}
-for i = 1, #ARGV[2], 8 do
-  local fields = redis.call('HKEYS', ARGV[1] .. 'b' .. string.sub(ARGV[2], i, i + 7))
-  if #fields == 0 then break end
-  local text = table.concat(fields, '\\n')
-  if text == out[#out - 1] then
-    out[#out] = out[#out] + 1
+LOOKUP = (
+    _NAMES
+    + """
+local out, last = {}, 0
+for _, holders in ipairs(redis.call('MGET', unpack(names(ARGV[1] .. 'b', ARGV[2])))) do
+  if not holders then break end
+  if holders == out[last - 1] then
+    out[last] = out[last] + 1
   else
-    out[#out + 1] = text
-    out[#out + 1] = 1
+    out[last + 1], out[last + 2] = holders, 1
+    last = last + 2
   end
 end
 return out
 """
+)
 """ARGV: prefix, block keys. Holders, one a line, and for how many blocks, in turn. Ends at the first gap."""
 
-CLEAR = """
-local removed = 0
-for i = 1, #ARGV[1], tonumber(ARGV[2]) do
-  local block = string.sub(ARGV[1], i, i + tonumber(ARGV[2]) - 1)
-  for _, field in ipairs(redis.call('HKEYS', block)) do
-    for marker = 3, #ARGV do
-      if string.sub(field, 1, #ARGV[marker]) == ARGV[marker] then
-        removed = removed + redis.call('HDEL', block, field)
-      end
+CLEAR = (
+    _WITHOUT
+    + """
+local blocks, removed, width = {}, 0, tonumber(ARGV[2])
+for i = 1, #ARGV[1], width do blocks[#blocks + 1] = string.sub(ARGV[1], i, i + width - 1) end
+for i, value in ipairs(redis.call('MGET', unpack(blocks))) do
+  for marker = 3, #ARGV do
+    while value do
+      local from = string.find(value, '\\n' .. ARGV[marker], 1, true)
+      if not from then break end
+      value = without(blocks[i], value, from, string.find(value, '\\n', from + 1, true))
+      removed = removed + 1
     end
   end
 end
 return removed
 """
-"""ARGV: names of blocks in one text, the length of one, then beginnings of the fields to remove."""
+)
+"""ARGV: the names of blocks in one text, the length of one, then beginnings of the fields to remove."""
 
 
 class Holder(NamedTuple):
@@ -130,11 +181,12 @@ def marker(endpoint: str) -> str:
 
 def field(endpoint: str, tier: str, group: int) -> str:
     """The holder as a field: in each cache group on its own, so that one group's removal leaves the others'."""
-    return f"{marker(endpoint)}{tier.replace(SEPARATOR, '')}{SEPARATOR}{group}"
+    clean = tier.replace(SEPARATOR, "").replace("\n", "")
+    return f"{marker(endpoint)}{clean}{SEPARATOR}{group}"
 
 
 def holders(text: bytes) -> list[Holder]:
-    """The fields of one block as `LOOKUP` gives them. What cannot be read is nobody's, and left out."""
+    """Of one block, as `LOOKUP` gives them. What cannot be read is nobody's, and left out."""
     found = []
     for line in text.decode(errors="replace").split("\n"):
         endpoint, _, rest = line.partition(SEPARATOR)

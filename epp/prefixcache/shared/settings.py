@@ -32,7 +32,7 @@ class SharedSettings:
     seconds to live of what is written, 0: for ever. `weights`: by tier, lower case."""
 
     budget: float = 0.005
-    most_blocks: int = 2048
+    most_blocks: int = 1024
     ttl: int = 86_400
     most_pending_bytes: int = 64 << 20
     read_only: bool = False

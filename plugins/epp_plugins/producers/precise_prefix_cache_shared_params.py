@@ -32,7 +32,7 @@ class RedisConfig(Params, frozen=True):
     backend_type: Annotated[Literal["", "redis", "valkey"], Meta(description="no effect")] = ""
     enable_rdma: Annotated[bool, Meta(description="no effect")] = field(default=False, name="enableRDMA")
     lookup_budget: Annotated[str | float, Meta(description="longest that a request waits for the server")] = "5ms"
-    lookup_blocks: Annotated[int, Meta(ge=1, le=32768, description="blocks of a request that are looked up")] = 2048
+    lookup_blocks: Annotated[int, Meta(ge=1, le=32768, description="blocks of a request that are looked up")] = 1024
     read_only: Annotated[bool, Meta(description="look up, but write nothing")] = False
     ttl: Annotated[str | float, Meta(description="what is written is forgotten after this; 0: never")] = "24h"
     max_pending_bytes: Annotated[int, Meta(ge=1 << 16, description="memory of events that wait to be written")] = (

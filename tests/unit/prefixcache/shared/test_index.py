@@ -278,12 +278,13 @@ async def test_what_is_not_ours_is_left_alone(connect: Connect, client: Any) -> 
     index.apply(ONE, [stored(ids(2))])
     await finds(index, ids(2), {ONE: 2})
     name = f"{prefix('')}b".encode() + keys_of(ids(2))[:1].tobytes()
-    assert client.hkeys(name) == [b"10.0.0.1:8000|gpu|0"]
-    client.hset(name, "nonsense", "")
+    assert client.get(name) == b"\n10.0.0.1:8000|gpu|0\n"
+    client.append(name, "nonsense\n")
     client.set("engine:17", "5")
+    client.hset(f"{prefix('')}b12345678", "a hash", "")
     client.sadd(f"{prefix('')}sizes", "many", "0", str(1 << 20))
     assert await reach(index, ids(2)) == {ONE: 2}
     index.remove(ONE)
     await finds(index, ids(2), {})
-    assert client.hkeys(name) == [b"nonsense"]
+    assert client.get(name) == b"\nnonsense\n"
     assert client.get("engine:17") == b"5"

@@ -23,7 +23,7 @@ def test_a_field_is_read_as_it_was_written(endpoint: str) -> None:
 
 
 def test_a_tier_with_the_separator_in_its_name_breaks_nothing() -> None:
-    assert holders(field("e:1", "a|b|c", 0).encode()) == [("e:1", "abc")]
+    assert holders(field("e:1", "a|b\n|c", 0).encode()) == [("e:1", "abc")]
 
 
 def test_fields_that_are_not_ours_are_left_out() -> None:
