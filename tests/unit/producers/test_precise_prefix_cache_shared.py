@@ -61,7 +61,7 @@ async def producer(
 
 
 def learn(into: PrecisePrefixCacheProducer, endpoint: str, *events: BlockStored) -> None:
-    into.receiver.sink.apply(endpoint, events)
+    into.receiver.sink.apply_many([(endpoint, events)])
 
 
 def stored(data: bytes, first: int = 1, size: int = 16, **more: Any) -> BlockStored:
@@ -302,14 +302,14 @@ def test_both_sinks_hear_everything() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def apply(self, endpoint: str, events: object) -> None:
-            heard.append((self.name, endpoint, events))
+        def apply_many(self, batches: object) -> None:
+            heard.append((self.name, POD, batches))
 
         def clear(self, endpoint: str) -> None:
             heard.append((self.name, endpoint, "clear"))
 
     tee = Tee(Sink("local"), Sink("shared"))
-    tee.apply(POD, [stored(ids(1))])
+    tee.apply_many([(POD, [stored(ids(1))])])
     tee.clear(POD)
     assert [(name, what == "clear") for name, _, what in heard] == [
         ("local", False),
