@@ -30,6 +30,7 @@ from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProduce
 from epp_plugins.producers.precise_prefix_cache_shared import Tee
 
 NAME = "precise-prefix-cache-producer"
+RIGHTS = [f"+{name}" for name in ["eval", "get", "mget", "set", "del", "sadd", "smembers", "expire", "scan", "select"]]
 POD, OTHER = "10.0.0.1:8000", "10.0.0.2:8000"
 
 
@@ -259,7 +260,7 @@ def certificate(folder: Path) -> tuple[Path, Path, Path]:
 
 async def test_tls_user_password_and_database(table: EndpointTable, tmp_path: Path) -> None:
     files = certificate(tmp_path)
-    rules = ["--user", "picker", "on", ">se:cret/", "~epp:*", "+@all", "--user", "default", "off"]
+    rules = ["--user", "picker", "on", ">se:cret/", "~epp:*", *RIGHTS, "--user", "default", "off"]
     async with RedisServer(tmp_path, certificate=files, flags=rules) as server:
         address = f"{server.url.replace('rediss', 'valkeys')}/5?ssl_ca_certs={files[2]}"
         secret = tmp_path / "password"
