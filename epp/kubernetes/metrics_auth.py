@@ -27,6 +27,8 @@ ALLOWED_SECONDS = 60.0
 """How long a yes is believed: a revoked token reads metrics that much longer, as in Kubernetes' own components."""
 REFUSED_SECONDS = 10.0
 MAX_KEPT = 1024
+MAX_ASKED = 32
+"""Questions at the same time. More come from somebody who guesses, and the API server has other things to do."""
 TIMEOUT = 5.0
 _TOKEN_REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
 _ACCESS_REVIEWS = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
@@ -55,6 +57,8 @@ class MetricsAuth:
         # Many scrapers with one token are one question.
         task = self._asking.get(key)
         if task is None:
+            if len(self._asking) >= MAX_ASKED:
+                return 503
             task = self._asking[key] = asyncio.create_task(self._ask(key, token))
         return await asyncio.shield(task)
 

@@ -123,7 +123,7 @@ class Reflector(Generic[ObjectT]):
         self.path = path
         self.synced = False
         self.absent = False
-        self.lists = self.failures = 0
+        self.lists = self.failures = self.unreadable = 0
         self._optional = optional
         self._refused = frozenset({403, 404}) if optional else frozenset({404})
         self._refused_since: float | None = None
@@ -143,7 +143,7 @@ class Reflector(Generic[ObjectT]):
         self._heard_at = clock()
         self._version = ""
         self._pause = _FIRST_PAUSE
-        self._warned_at = -_QUIET
+        self._warned_at = self._misread_at = -_QUIET
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -222,7 +222,8 @@ class Reflector(Generic[ObjectT]):
         while True:
             page = msgspec.json.decode(await self._connection.get(self.path, params), type=_List)
             for start in range(0, len(page.items), _SLICE):
-                objects += [self._decode(item) for item in page.items[start : start + _SLICE]]
+                read = map(self._read, page.items[start : start + _SLICE])
+                objects += [obj for obj in read if obj is not None]
                 await asyncio.sleep(0)
             if not page.metadata.continue_:
                 break
@@ -262,11 +263,26 @@ class Reflector(Generic[ObjectT]):
             if event.type == "BOOKMARK":
                 self._advance(msgspec.json.decode(event.object, type=_Bookmark).metadata.resource_version)
                 continue
-            obj = self._decode(event.object)
+            obj = self._read(event.object)
+            if obj is None:
+                continue
             deleted = event.type == "DELETED"
             self._advance(obj.metadata.resource_version)
             if self._is_news(obj, deleted):
                 self._tell(self._follower.removed if deleted else self._follower.changed, obj)
+
+    def _read(self, raw: msgspec.Raw) -> ObjectT | None:
+        """None for an object that is not what its kind says: it must not keep the others away. One that was understood
+        before stays as it was then."""
+        try:
+            return self._decode(raw)
+        except msgspec.MsgspecError as error:
+            self.unreadable += 1
+            now = self._clock()
+            if now - self._misread_at >= _QUIET:
+                self._misread_at = now
+                log.warning("%s: an object is left out, it cannot be read: %s: %.200s", self.path, error, bytes(raw))
+            return None
 
     def _advance(self, version: str) -> None:
         """The next watch begins at the newest version that was heard of. Versions that are no numbers are believed."""

@@ -88,12 +88,36 @@ def test_a_changed_configuration_replaces_the_pods(chart: Chart) -> None:
             "targetPorts",
         ),
         ({"inferencePool": {"modelServers": {}}}, "matchLabels"),
+        ({"router": {**SERVERS, "tokenizer": {"enabled": True, "modelName": "m"}}}, "tokenizer"),
+        ({"router": SERVERS, "provider": {"gke": {"preferredBackends": {"enabled": True}}}}, "preferredBackends"),
+        ({"router": SERVERS, "inferenceExtension": {"sidecar": {"enabled": True}}}, "sidecar"),
+        ({"router": SERVERS, "inferenceExtension": {"metricsDataSource": {"path": "/other"}}}, "metricsDataSource"),
         ({"router": SERVERS, "provider": {"name": "nginx"}}, "provider"),
     ],
 )
 def test_values_that_cannot_work_are_refused(values: dict[str, Any], said: str, chart: Chart) -> None:
     with pytest.raises(helm_python.HelmError, match=said):
         chart(values)
+
+
+def test_values_files_of_guides_may_name_what_is_off(chart: Chart) -> None:
+    plain = chart({"router": SERVERS})
+    named = chart(
+        {
+            "router": {
+                **SERVERS,
+                "tokenizer": {"enabled": False, "modelName": "m", "flavor": "vllm"},
+                "latencyPredictor": {"enabled": False},
+            },
+            "provider": {"gke": {"preferredBackends": {"enabled": False, "preferredReplicas": 2}}},
+            "inferenceExtension": {
+                "sidecar": {"enabled": False, "image": "x"},
+                "metricsDataSource": {"scheme": "http", "path": "/metrics", "insecureSkipVerify": True},
+            },
+            "inferencePool": {"modelServers": SERVERS["modelServers"], "parser": ""},
+        }
+    )
+    assert named == plain
 
 
 def test_defaults_fit_the_schema_and_every_value_is_in_it() -> None:

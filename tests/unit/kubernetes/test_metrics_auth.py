@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from epp.kubernetes.metrics_auth import MAX_KEPT, MetricsAuth
+from epp.kubernetes.metrics_auth import MAX_ASKED, MAX_KEPT, MetricsAuth
 from epp.telemetry.admin import AdminServer
 from epp.telemetry.metrics import Registry
 
@@ -127,3 +127,21 @@ async def test_guesses_do_not_fill_the_memory(port: Port) -> None:
         request = type("Request", (), {"headers": {"Authorization": f"Bearer guess-{number}"}, "path": "/metrics"})
         assert await port.auth(request()) == 401  # type: ignore[arg-type]
     assert len(port.auth._known) == MAX_KEPT
+
+
+async def test_guesses_do_not_flood_the_api_server(port: Port) -> None:
+    port.api.hold = asyncio.Event()
+    asking = [asyncio.create_task(port.get(authorization=f"Bearer guess-{n}")) for n in range(MAX_ASKED)]
+    while len(port.api.calls) < MAX_ASKED:  # noqa: ASYNC110 - the fake tells nobody
+        await asyncio.sleep(0.01)
+    assert await port.get(authorization="Bearer one-more") == 503
+    port.api.hold.set()
+    assert await asyncio.gather(*asking) == [401] * MAX_ASKED
+    assert len(port.api.calls) == MAX_ASKED
+    assert await port.get(authorization="Bearer good") == 200
+
+
+async def test_an_api_server_that_hangs_is_given_up(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epp.kubernetes.metrics_auth.TIMEOUT", 0.05)
+    port.api.hold = asyncio.Event()
+    assert await port.get(authorization="Bearer good") == 503

@@ -199,13 +199,75 @@ async def test_a_selector_without_a_pool(server: ApiServer, bench: Bench) -> Non
 
 
 async def test_many_pods_in_pages(server: ApiServer, bench: Bench) -> None:
-    server.page = 100
     server.put(POOLS, pool("pool", 8000))
-    for number in range(1000):
+    for number in range(5000):
         server.put(PODS, pod(f"p{number}", f"10.1.{number // 250}.{number % 250}"))
     await bench.pool()
-    await until(lambda: len(bench.table) == 1000, lambda: len(bench.table))
-    assert sum("continue=" in request for request in server.requests) == 9
+    await until(lambda: len(bench.table) == 5000, lambda: len(bench.table))
+    assert sum("continue=" in request for request in server.requests) == 5000 / reflector.PAGE - 1
+    server.put(PODS, pod("p4999", "10.2.0.1"))
+    await until(lambda: "10.2.0.1:8000" in bench.addresses())
+
+
+async def test_a_page_that_has_expired_begins_the_list_anew(server: ApiServer, bench: Bench) -> None:
+    server.page = 100
+    server.put(POOLS, pool("pool", 8000))
+    for number in range(300):
+        server.put(PODS, pod(f"p{number:03}", f"10.1.{number // 250}.{number % 250}"))
+    server.delay = 0.05
+    await bench.pool()
+    await until(lambda: any("continue=" in request for request in server.requests))
+    assert len(bench.table) == 0  # never half a list
+    server.put(PODS, pod("p300", "10.2.0.1"))
+    server.delete(PODS, "p000")
+    server.compact()
+    await until(lambda: len(bench.table) == 300, lambda: len(bench.table))
+    assert "10.2.0.1:8000" in bench.addresses()
+    assert "10.1.0.0:8000" not in bench.addresses()
+
+
+@pytest.mark.parametrize("watched", [False, True])
+async def test_an_object_that_cannot_be_read_keeps_no_other_away(
+    server: ApiServer, bench: Bench, caplog: pytest.LogCaptureFixture, watched: bool
+) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    server.put(PODS, pod("c", "10.0.0.3"))
+    if watched:
+        watcher = await bench.pool()
+        await bench.until("10.0.0.1:8000", "10.0.0.3:8000")
+    for name in ("b", "c"):
+        strange = pod(name, "10.0.0.9")
+        strange["status"]["podIP"] = 5
+        server.put(PODS, strange)
+    server.put(PODS, pod("d", "10.0.0.4"))
+    if watched:
+        await bench.until("10.0.0.1:8000", "10.0.0.3:8000", "10.0.0.4:8000")  # what was known of it stays
+        assert watcher.lists == 2  # of the pool, and of its pods
+    else:
+        watcher = await bench.pool()
+        await bench.until("10.0.0.1:8000", "10.0.0.4:8000")
+    assert watcher._pods is not None
+    assert watcher._pods.unreadable == 2
+    assert caplog.text.count("an object is left out, it cannot be read: Expected `str`, got `int`") == 1
+    server.put(PODS, pod("b", "10.0.0.2"))
+    server.put(PODS, pod("c", "10.0.0.3"))
+    await bench.until(*(f"10.0.0.{number}:8000" for number in range(1, 5)))
+
+
+async def test_addresses_of_two_families(server: ApiServer, bench: Bench) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    both = pod("a", "10.0.0.1")
+    both["status"]["podIPs"] = [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]
+    server.put(PODS, both)
+    other = pod("b", "fd00::2")
+    other["status"]["podIPs"] = [{"ip": "fd00::2"}, {"ip": "10.0.0.2"}]
+    server.put(PODS, other)
+    listed = pod("c", "")
+    listed["status"]["podIPs"] = [{"ip": "fd00::3"}]
+    server.put(PODS, listed)
+    await bench.pool()
+    await bench.until("10.0.0.1:8000", "[fd00::2]:8000", "[fd00::3]:8000")
 
 
 async def serves_on(server: ApiServer, bench: Bench, number: int) -> None:
