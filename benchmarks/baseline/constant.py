@@ -47,8 +47,9 @@ class ConstantStream:
         span = body_span(message)
         if span is None:
             return
-        self._body.append(message[span.start : span.stop])
-        if span.end_of_stream:
+        _, start, stop, _, end_of_stream = span
+        self._body.append(message[start:stop])
+        if end_of_stream:
             self._decided = True
             self._call.send(next(self._decisions))
             for piece in streamed_body(REQUEST_BODY, b"".join(self._body), True):

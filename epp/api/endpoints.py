@@ -175,7 +175,8 @@ class EndpointTable:
 
     def is_current(self, row: int, generation: int) -> bool:
         """Whether the row still belongs to the endpoint it had when its generation was read."""
-        return bool(self.generation[row] == generation)
+        now: int = self.generation.item(row)
+        return now == generation
 
     @property
     def rows(self) -> IntArray:

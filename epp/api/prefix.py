@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import msgspec
 
 from epp.api.endpoints import Endpoints, FloatArray
@@ -9,6 +11,12 @@ from epp.api.keys import ANY_PRODUCER, PREFIX_CACHE_MATCH, DataKey
 from epp.api.request import InferenceRequest
 
 _CACHED_BLOCKS = "PrefixCacheCachedBlocks"
+
+
+@lru_cache(maxsize=64)
+def _keys(producer: str) -> tuple[DataKey, DataKey]:
+    """Where the match and its unweighted twin are kept."""
+    return DataKey(PREFIX_CACHE_MATCH, producer), DataKey(_CACHED_BLOCKS, producer)
 
 
 class PrefixMatch(msgspec.Struct, frozen=True, eq=False):
@@ -26,10 +34,10 @@ class PrefixMatch(msgspec.Struct, frozen=True, eq=False):
 
 def publish_prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str, match: PrefixMatch) -> None:
     """For producers: attach the match to the request and its candidates."""
-    key = DataKey(PREFIX_CACHE_MATCH, producer)
+    key, cached = _keys(producer)
     request.attributes[key] = (match.total_blocks, match.block_size_tokens)
     endpoints.set(key, match.blocks)
-    endpoints.set(DataKey(_CACHED_BLOCKS, producer), match.cached_blocks)
+    endpoints.set(cached, match.cached_blocks)
 
 
 def prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str) -> PrefixMatch | None:
@@ -42,9 +50,9 @@ def prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str)
         if len(told) != 1:
             return None
         producer = told[0]
-    key = DataKey(PREFIX_CACHE_MATCH, producer)
+    key, cached = _keys(producer)
     info = request.attributes.get(key)
     if info is None or not endpoints.has(key):
         return None
     total, block_size = info
-    return PrefixMatch(endpoints.column(key), endpoints.column(DataKey(_CACHED_BLOCKS, producer)), total, block_size)
+    return PrefixMatch(endpoints.column(key), endpoints.column(cached), total, block_size)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from epp.api.endpoints import Endpoints, EndpointTable
+from epp.api.endpoints import Endpoints
 from epp.api.errors import ServiceUnavailable
 
 
-def candidates(table: EndpointTable, subset: tuple[str, ...] | None, now: float) -> Endpoints:
-    """All endpoints, or those the hint names: `ip:port` exactly, a bare `ip` with every port.
+def candidates(endpoints: Endpoints, subset: tuple[str, ...] | None) -> Endpoints:
+    """All of the pool's endpoints, or those the hint names: `ip:port` exactly, a bare `ip` with every port.
 
     The protocol's own wording is followed here; llm-d-router compares the IP only. Raises `ServiceUnavailable` when
     nothing is left.
     """
-    endpoints = table.all(now)
     if subset is not None:
         allowed = frozenset(subset)
         keep = [e.host_port in allowed or e.address in allowed or f"[{e.address}]" in allowed for e in endpoints]

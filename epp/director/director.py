@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from epp.scheduling.scheduler import Scheduler
 from epp.telemetry.tracing import ORCHESTRATION, NullTracer, Tracer
 
 Steps = Generator[Awaitable[Any] | None, Any, RequestFlight]
+_HOST_PORT = attrgetter("host_port")
 DecisionObserver = Callable[[InferenceRequest, SchedulingResult], None]
 
 
@@ -229,17 +231,19 @@ class Director:
         for guarded in self._on_request:
             guarded.run(request)
 
-        admitted = self.admission.admit(request, self.table.all(self._clock()))
+        everybody = self.table.all(self._clock())
+        admitted = self.admission.admit(request, everybody)
         if admitted is not None:
             yield admitted
-        endpoints = candidates(self.table, request.subset, self._clock())
-        generations = self.table.generation[endpoints.rows]
+            everybody = self.table.all(self._clock())
+        endpoints = candidates(everybody, request.subset)
 
-        waited = False
+        generations: NDArray[np.int64] | None = None  # as they were when this request first gave way to others
         for producer, guarded in self._producers:
             producing = guarded.run(request, endpoints)
+            if generations is None and (long or producing is not None):
+                generations = self.table.generation[endpoints.rows]
             if producing is not None:
-                waited = True
                 try:
                     yield _within(producer.timeout, producing)
                 except RequestError:
@@ -247,9 +251,8 @@ class Director:
                 except Exception as error:
                     guarded.failed(error)
             if long:
-                waited = True
                 yield None
-        if waited:
+        if generations is not None:
             endpoints = self._still_there(endpoints, generations)
         for guarded in self._admitters:
             guarded.run(request, endpoints)
@@ -327,7 +330,7 @@ class Director:
             body = parser.rewrite_model(request.payload, request.body, request.target_model)
             restore = (request.target_model, request.model) if request.model else None
         return Decision(
-            destination=result.destination or ",".join([endpoint.host_port for endpoint in target.picked]),
+            destination=result.destination or ",".join(map(_HOST_PORT, target.picked)),
             set_headers=result.headers,
             body=body,
             restore_model=restore,

@@ -17,6 +17,8 @@ from epp.director.recording import Recorder
 from epp.scheduling.guard import Guarded
 from epp.telemetry.tracing import Span
 
+_UNDECIDED = Decision(destination="")
+
 
 @dataclass(frozen=True, slots=True)
 class ResponseHooks:
@@ -56,7 +58,7 @@ class RequestFlight:
     ) -> None:
         self.request = request
         self.response = InferenceResponse(served=result.target.picked[0].host_port)
-        self.decision = Decision(destination="")
+        self.decision = _UNDECIDED
         self._parser = parser
         self._recorder = recorder
         self._hooks = hooks

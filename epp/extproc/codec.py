@@ -120,11 +120,13 @@ def decode(message: bytes) -> Incoming:
     if tag in (REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG):
         told = header_message(message)
         if told is not None:
-            return Incoming(told.kind, b"", told.end_of_stream, None, told.rest, told.headers, told.modes)
+            kind, headers, end_of_stream, modes, rest = told
+            return Incoming(kind, b"", end_of_stream, None, rest, headers, modes)
     else:
         span = body_span(message)
         if span is not None:
-            return Incoming(span.kind, message[span.start : span.stop], span.end_of_stream, None, message[span.rest :])
+            kind, start, stop, behind, end_of_stream = span
+            return Incoming(kind, message[start:stop], end_of_stream, None, message[behind:])
     try:
         decoded = pb.ProcessingRequest.FromString(message)
     except DecodeError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, cast
 
 from epp.api.errors import Internal, RequestError
 from epp.api.request import TerminationCause
@@ -172,33 +172,21 @@ class Exchange:
             return self._failed(error)
 
     def _handle(self, incoming: Incoming) -> list[bytes]:
+        kind = incoming.kind
         try:
-            return self._dispatch(incoming)
+            if kind in _ANSWER:
+                return self._answer(incoming)
+            if kind == REQUEST_HEADERS:
+                return self._request_headers(incoming)
+            if kind in (REQUEST_BODY, REQUEST_TRAILERS):
+                return self._rest_of_request(incoming)
+            return []  # a message of a later version of the protocol: flow control and the like
         except Exception as error:
             response = self._response
-            if response is not None and incoming.kind in _ANSWER:
+            if response is not None and kind in _ANSWER:
                 self._relay = None
                 return response.passthrough(incoming, error)
             return self._failed(error)
-
-    def _dispatch(self, incoming: Incoming) -> list[bytes]:
-        kind = incoming.kind
-        if kind in _ANSWER:
-            return self._answer(incoming)
-        if kind == REQUEST_HEADERS:
-            return self._request_headers(incoming)
-        if kind not in (REQUEST_BODY, REQUEST_TRAILERS):
-            return []  # a message of a later version of the protocol: flow control and the like
-        request = self._request
-        if request is None:
-            return self._violated(f"{incoming.name} before request_headers")
-        if request.answered:
-            return self._after_decision(request, incoming)
-        if kind == REQUEST_BODY:
-            return self._request_body(request, incoming)
-        request.by_trailers = True
-        request.add(incoming)
-        return self._decide(Carrier.HEADERS if request.deferred else Carrier.TRAILERS)
 
     def _request_headers(self, incoming: Incoming) -> list[bytes]:
         if self._request is not None:
@@ -213,8 +201,17 @@ class Exchange:
             return self._decide(Carrier.HEADERS)
         return [] if request.deferred else [replies.PLAIN_REQUEST_HEADERS]
 
-    def _request_body(self, request: RequestPhase, incoming: Incoming) -> list[bytes]:
+    def _rest_of_request(self, incoming: Incoming) -> list[bytes]:
+        """A piece of the body, or trailers."""
+        request = self._request
+        if request is None:
+            return self._violated(f"{incoming.name} before request_headers")
+        if request.answered:
+            return self._after_decision(request, incoming)
         request.add(incoming)
+        if incoming.kind == REQUEST_TRAILERS:
+            request.by_trailers = True
+            return self._decide(Carrier.HEADERS if request.deferred else Carrier.TRAILERS)
         if request.deferred:
             return self._decide(Carrier.HEADERS) if incoming.end_of_stream else []
         return self._decide(Carrier.BODY, readable=request.complete(incoming.end_of_stream))
@@ -241,8 +238,8 @@ class Exchange:
                 result = director.decide_without_body(request.head)
         except RequestError as error:
             return self._refuse(error)
-        if isinstance(result, Awaitable):
-            self.pending = result
+        if hasattr(result, "__await__"):  # isinstance would ask the abstract class, in many more steps
+            self.pending = cast("Awaitable[Flight]", result)
             return []
         return self._decided(result)
 

@@ -8,7 +8,7 @@ that are not UTF-8, a subset hint) to the library; what it reads, it reads exact
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from epp.extproc.metadata import SUBSET
 from epp.extproc.wire import length_at
@@ -23,14 +23,9 @@ _CONFIG_TAG: Final = 0x5A  # protocol_config = 11
 _SUBSET: Final = SUBSET.encode()
 
 
-class HeaderMessage(NamedTuple):
-    """`headers` as `Incoming.headers` has them, `modes` as `Incoming.modes`; `rest`: what stands behind the headers."""
-
-    kind: int
-    headers: dict[str, str]
-    end_of_stream: bool
-    modes: tuple[int, int] | None
-    rest: bytes
+HeaderMessage = tuple[int, dict[str, str], bool, tuple[int, int] | None, bytes]
+"""Kind, headers as `Incoming.headers` has them, whether they end the stream, modes as `Incoming.modes` has them, and
+what stands behind the headers."""
 
 
 def header_message(message: bytes) -> HeaderMessage | None:
@@ -87,7 +82,7 @@ def header_message(message: bytes) -> HeaderMessage | None:
         modes = _modes(rest)
     except (IndexError, ValueError):
         return None
-    return HeaderMessage(message[0] >> 3, headers, end_of_stream, modes, rest)
+    return message[0] >> 3, headers, end_of_stream, modes, rest
 
 
 def _modes(rest: bytes) -> tuple[int, int] | None:

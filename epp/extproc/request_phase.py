@@ -36,6 +36,8 @@ CONTROL_HEADERS: Final = (
 """Only the picker may set these: they make the model server's side connect to where they point. llm-d-router lets a
 client's pass; here they are removed. The destination itself is always overwritten."""
 
+_CONTROL: Final = frozenset(CONTROL_HEADERS)
+
 _MAX_PLAIN_DECISIONS: Final = 4096
 _ANSWERED_AT_ONCE: Final = frozenset({pb.NONE, pb.STREAMED, pb.BUFFERED, pb.BUFFERED_PARTIAL})
 
@@ -55,6 +57,7 @@ class RequestPhase:
     __slots__ = (
         "_chunks",
         "_context",
+        "_limit",
         "_made_id",
         "_size",
         "answered",
@@ -74,6 +77,7 @@ class RequestPhase:
             request_id = headers[REQUEST_ID] = context.make_id()
         modes = message.modes()
         self._context = context
+        self._limit = context.settings.max_body_bytes
         self.mode = mode = None if modes is None else modes[0]
         self.deferred = mode not in _ANSWERED_AT_ONCE
         self.head = RequestHead(
@@ -99,18 +103,18 @@ class RequestPhase:
 
     def announced_too_large(self) -> PayloadTooLarge | None:
         """The refusal when the announced length exceeds the limit."""
-        return self._too_large(self.declared_length or 0)
+        length = self.declared_length
+        return None if length is None or length <= self._limit else self._too_large(length)
 
     def count(self, message: Incoming) -> PayloadTooLarge | None:
         """Take note of a piece of the body, when it arrives; the refusal when there are too many bytes by now."""
         self._size += len(message.body)
-        return self._too_large(self._size)
+        return None if self._size <= self._limit else self._too_large(self._size)
 
-    def _too_large(self, size: int) -> PayloadTooLarge | None:
-        limit = self._context.settings.max_body_bytes
-        if size <= limit:
-            return None
-        return PayloadTooLarge(f"request body of {size} bytes exceeds the limit of {limit} (--max-request-body-bytes)")
+    def _too_large(self, size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"request body of {size} bytes exceeds the limit of {self._limit} (--max-request-body-bytes)"
+        )
 
     def add(self, message: Incoming) -> None:
         """Keep a piece of the body; a subset hint may come with any message."""
@@ -151,7 +155,7 @@ class RequestPhase:
 
     def _decision(self, decision: Decision, carrier: Carrier) -> bytes:
         headers = self.head.headers
-        spoofed = [name for name in CONTROL_HEADERS if name in headers]
+        spoofed = () if _CONTROL.isdisjoint(headers) else [name for name in CONTROL_HEADERS if name in headers]
         plain = (
             carrier is Carrier.HEADERS
             and not (spoofed or decision.set_headers or decision.remove_headers or self._made_id)

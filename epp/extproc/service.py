@@ -84,7 +84,8 @@ class ProcessStream:
         if streams is not None:
             code = stream_status(self._exchange, reason, self._call.aborted)
             streams.closed(code, service.context.clock() - self._opened_at)
-        self._exchange.close(lost=reason.value in _LOST)
+        exchange = self._exchange
+        exchange.close(lost=exchange.finished is None and reason.value in _LOST)
         self._settle()
 
     def _send(self, messages: list[bytes]) -> None:

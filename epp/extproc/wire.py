@@ -8,7 +8,7 @@ Whatever has another shape (other field order, unknown fields) is left to the pr
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 # Field numbers in ProcessingRequest; they serve as the kind of an incoming message.
 REQUEST_HEADERS: Final = 2
@@ -27,14 +27,9 @@ _END_TAG: Final = 0x10  # HttpBody.end_of_stream = 2
 _REPLY_TAGS: Final = {REQUEST_BODY: 0x1A, RESPONSE_BODY: 0x22}  # ProcessingResponse.request_body 3, response_body 4
 
 
-class BodySpan(NamedTuple):
-    """Where an `HttpBody` and its bytes lie in a message: the body is `[start:stop]`, metadata begins at `rest`."""
-
-    kind: int
-    start: int
-    stop: int
-    rest: int
-    end_of_stream: bool
+BodySpan = tuple[int, int, int, int, bool]
+"""`(kind, start, stop, rest, end_of_stream)` of an `HttpBody` in a message: the body is `[start:stop]`, metadata begins
+at `rest`."""
 
 
 def varint(value: int) -> bytes:
@@ -90,7 +85,7 @@ def body_span(message: bytes) -> BodySpan | None:
             end_of_stream = message[at + 1] == 1
     except (IndexError, ValueError):
         return None
-    return BodySpan(tag >> 3, start, stop, rest, end_of_stream)
+    return tag >> 3, start, stop, rest, end_of_stream
 
 
 def chunk_span(message: bytes) -> tuple[int, int, int] | None:

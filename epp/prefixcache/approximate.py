@@ -292,7 +292,7 @@ class ApproximateIndex:
             self.evicted_for_bytes += before - lane.blocks
 
     def _lane(self, row: int) -> Lane:
-        return self._lanes[self._lane_of_row[row] if row < len(self._lane_of_row) else 0]
+        return self._lanes[self._lane_of_row.item(row) if row < len(self._lane_of_row) else 0]
 
     def _new_lane(self, row: int) -> Lane:
         if self._free:

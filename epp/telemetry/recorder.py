@@ -83,7 +83,8 @@ class MetricsRecorder:
         if response.status or response.body_size:
             series.response_size.observe(response.body_size)
         self._usage(series, response, duration)
-        self._latencies(series, request, response, itl_counts, duration)
+        if response.first_chunk_at is not None:
+            self._latencies(series, request, response, itl_counts, duration)
 
     def processed(self, seconds: float) -> None:
         """Time spent on one response outside its body chunks."""

@@ -195,8 +195,9 @@ def test_the_usual_headers_do_not_need_the_library() -> None:
     )
     told = header_message(request.SerializeToString())
     assert told is not None
-    assert told.headers == {":path": "/v1/chat/completions", "x-empty": "", "cookie": "\\xff" * 300}
-    assert told.modes == (pb.FULL_DUPLEX_STREAMED, pb.NONE)
+    _, headers, _, modes, _ = told
+    assert headers == {":path": "/v1/chat/completions", "x-empty": "", "cookie": "\\xff" * 300}
+    assert modes == (pb.FULL_DUPLEX_STREAMED, pb.NONE)
 
 
 @given(st.one_of(messages(), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))

@@ -84,7 +84,12 @@ def is_null(raw: msgspec.Raw) -> bool:
 
 def is_filled_array(raw: msgspec.Raw) -> bool:
     """Whether the field is an array with at least one element."""
-    return _FILLED_ARRAY.match(memoryview(raw)) is not None
+    view = memoryview(raw)
+    if len(view) < 3 or view[0] != 0x5B:
+        return False
+    if view[1] > 0x20:  # no blank, as in most bodies
+        return view[1] != 0x5D
+    return _FILLED_ARRAY.match(view) is not None
 
 
 def is_filled_string(raw: msgspec.Raw) -> bool:

@@ -242,7 +242,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
     def _capacity(self, row: int, block_size: int) -> int:
         if self.params.auto_tune:
             columns = self._table.columns
-            tokens = float(columns["num_blocks"][row] * columns["block_size"][row])
+            tokens: float = columns["num_blocks"].item(row) * columns["block_size"].item(row)
             if tokens >= block_size and tokens < math.inf:
                 return int(tokens) // block_size
         return self.params.lru_capacity_per_server or DEFAULT_CAPACITY

@@ -217,10 +217,8 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         series = None
         if self._series is not None:
             series = self._series.of(profile.picked[0], request.fairness_id, request.priority)
-        hold = _Hold(row, int(self._table.generation[row]), prompt_tokens, output, primary, series)
-        columns = self._table.columns
-        columns[self.requests_column][row] += 1
-        columns[self.tokens_column][row] += prompt_tokens + output
+        hold = _Hold(row, self._table.generation.item(row), prompt_tokens, output, primary, series)
+        self._add(row, 1, prompt_tokens + output)
         if series is not None:
             series.add(1, prompt_tokens + output)
         return hold
@@ -236,11 +234,16 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         if hold.series is not None:
             hold.series.add(-requests, -tokens)
         if self._table.is_current(hold.row, hold.generation):
-            columns = self._table.columns
-            if requests:
-                columns[self.requests_column][hold.row] -= requests
-            if tokens:
-                columns[self.tokens_column][hold.row] -= tokens
+            self._add(hold.row, -requests, -tokens)
+
+    def _add(self, row: int, requests: int, tokens: int) -> None:
+        columns = self._table.columns
+        if requests:
+            column = columns[self.requests_column]
+            column[row] = column.item(row) + requests
+        if tokens:
+            column = columns[self.tokens_column]
+            column[row] = column.item(row) + tokens
 
 
 def column_names(producer: str) -> tuple[str, str]:

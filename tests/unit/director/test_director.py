@@ -357,7 +357,7 @@ def test_subset_names_an_ipv6_endpoint_with_or_without_brackets() -> None:
     table = epp.EndpointTable()
     table.add(epp.Endpoint(name="six", address="fd00::1", port=80))
     for hint in ("[fd00::1]:80", "fd00::1", "[fd00::1]"):
-        assert len(candidates(table, (hint,), 0.0)) == 1
+        assert len(candidates(table.all(0.0), (hint,))) == 1
 
 
 def test_empty_pool_is_503(bench: Bench) -> None:

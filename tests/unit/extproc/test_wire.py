@@ -113,9 +113,10 @@ def test_what_is_no_ordinary_chunk_is_left_to_others(message: bytes) -> None:
 def test_a_body_is_found(message: bytes, body: bytes, end: bool) -> None:
     span = body_span(message)
     assert span is not None
-    assert message[span.start : span.stop] == body
-    assert span.end_of_stream is end
-    assert span.kind == REQUEST_BODY
+    kind, start, stop, _, end_of_stream = span
+    assert message[start:stop] == body
+    assert end_of_stream is end
+    assert kind == REQUEST_BODY
 
 
 @pytest.mark.parametrize(
