@@ -76,8 +76,13 @@ class Blocks:
 
     @property
     def capacity(self) -> int:
-        """Rows that the bounds allow now."""
-        return max(1, min(self._reserved, self.max_blocks, int(self.max_bytes / self.bytes_per_block)))
+        """Rows that the bounds allow now. There is room for the holders in a second tier before there is one.
+
+        Rows that have been used keep their memory, so what a full index had to make room for would come on top.
+        """
+        widest = max(map(len, self.planes.values()), default=1)
+        planned = _FIXED_BYTES + _WORD_BYTES * max(self.words, 2 * widest)
+        return max(1, min(self._reserved, self.max_blocks, int(self.max_bytes / planned)))
 
     @property
     def size_bytes(self) -> int:

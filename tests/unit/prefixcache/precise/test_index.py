@@ -7,10 +7,12 @@ import pytest
 
 from epp.api import MediaFeature
 from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored
+from epp.prefixcache.precise.hashing import MOST_CHAINED, BlockHasher
 from epp.prefixcache.precise.index import SWEEP_ROWS, PreciseIndex
 from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZES
 from epp.prefixcache.precise.lookup import Lookup
 from epp.prefixcache.precise.prompts import prompt_keys
+from epp.prefixcache.precise.stores import cut, resolve
 from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, Tiers
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
@@ -188,12 +190,28 @@ def test_the_bound_in_bytes_makes_the_least_recently_used_go() -> None:
     assert index.blocks.size_bytes <= 1.1 * (1 << 20)
 
 
-def test_another_tier_costs_memory_so_fewer_blocks_fit() -> None:
+def test_a_second_tier_of_a_full_index_stays_within_the_bound() -> None:
+    most = 1 << 23
+    index = PreciseIndex(most)
+    before = index.blocks.capacity
+    for n in range(before // 1000 + 1):
+        index.apply(A, [stored(tokens(1000, n), 1 + n * 1000)])
+    assert index.blocks.count == before
+    assert index.blocks.size_bytes <= most
+    for n in range(20):
+        index.apply(A, [stored(tokens(1000, n), 1 + n * 1000, medium="cpu")])
+        assert index.blocks.size_bytes <= 1.005 * most
+    assert index.blocks.capacity == before
+    assert held(index, tokens(1000, 19), A) == 1000
+
+
+def test_a_third_tier_costs_memory_so_fewer_blocks_fit() -> None:
     index = PreciseIndex(1 << 20)
     before = index.blocks.capacity
     for n in range(before // 1000 + 1):
         index.apply(A, [stored(tokens(1000, n), 1 + n * 1000)])
-    index.apply(A, [stored(tokens(10, 1 << 20), 1 << 40, medium="cpu")])
+    for number, medium in enumerate(("cpu", "storage")):
+        index.apply(A, [stored(tokens(10, 1 << 20), 1 << 40 + number, medium=medium)])
     assert index.blocks.capacity < before
     while index.tidy():
         pass
@@ -242,6 +260,28 @@ def test_speculation_ends_but_for_what_a_later_pick_shares(index: PreciseIndex) 
     assert index.blocks.count == 4
     index.speculate(A, prompt_keys(index.hasher, b"", SIZE), 10.0)
     assert len(index.speculation) == 0
+
+
+def test_a_block_beside_another_ones_alias_is_found() -> None:
+    """Lookups of long prompts expect a block's row beside the one before it; an alias there has no holders."""
+    index = PreciseIndex(1 << 22)
+    data = tokens(64)
+    index.apply(A, [stored(data)])
+    index.apply(A, [BlockRemoved([1])])
+    index.apply(A, [stored(tokens(1, 9), 900)])  # takes the row of the removed block
+    index.apply(B, [stored(data, 500)])  # the first block in a new row, and the aliases of the others behind it
+    assert index.blocks.aliases == 63
+    assert held(index, data, B) == 64
+
+
+def test_a_call_of_more_blocks_than_powers_are_kept_for() -> None:
+    hasher = BlockHasher()
+    data = tokens(MOST_CHAINED + 10, 1)
+    parts = cut(stored(data))
+    found = resolve(parts, hasher, lambda engines: (np.zeros(len(engines), dtype=np.bool_), engines))
+    assert (found.keys == prompt_keys(hasher, data, SIZE)).all()
+    assert found.orphans == 0
+    assert np.bincount(found.event).tolist() == [len(part.block_hashes) for part in parts]
 
 
 def test_seeds_make_different_keys() -> None:
