@@ -2,7 +2,8 @@
 
 YAML documents of the kinds InferenceObjective and InferenceModelRewrite; a `poolRef` is not asked for and not looked
 at, for there is one pool. The file is looked at every second. One that cannot be read leaves the last good state in
-use; at the start it is an error. A document of another kind is one, too.
+use; at the start it is an error. A document of another kind is one, too, and so are fields that nobody knows, values
+that the CRDs would refuse, and a name that is there twice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 import yaml
 
 from epp.api.errors import ConfigError
+from epp.cli.declarations_schema import ModelRewrite, Objective
 from epp.director.objectives import ObjectiveTable
 from epp.director.rewrites import Rewrite, RewriteTable
 from epp.kubernetes.declarations import InferenceModelRewrite, InferenceObjective, priorities
@@ -86,6 +88,7 @@ def parse(content: bytes) -> tuple[list[InferenceObjective], list[Rewrite]]:
     """Both kinds. ValueError says which document is wrong, and how."""
     objectives: list[InferenceObjective] = []
     rewrites: list[Rewrite] = []
+    named: set[tuple[str, str]] = set()
     try:
         documents: Iterable[Any] = list(yaml.safe_load_all(content))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -94,13 +97,18 @@ def parse(content: bytes) -> tuple[list[InferenceObjective], list[Rewrite]]:
         kind = document.get("kind") if isinstance(document, dict) else None
         try:
             if kind == "InferenceObjective":
+                name = msgspec.convert(document, Objective).metadata.name
                 objectives.append(msgspec.convert(document, InferenceObjective))
             elif kind == "InferenceModelRewrite":
+                name = msgspec.convert(document, ModelRewrite).metadata.name
                 created = f"{number:06d}"  # the order in the file decides where age would
                 rewrite = msgspec.convert(document, InferenceModelRewrite).rewrite
                 rewrites.append(msgspec.structs.replace(rewrite, created=created))
             else:
                 raise ValueError(f"kind is {kind!r}: InferenceObjective and InferenceModelRewrite are known")
+            if (kind, name) in named:
+                raise ValueError(f"{kind} {name} is there twice")
+            named.add((kind, name))
         except ValueError as error:
             raise ValueError(f"document {number + 1}: {error}") from None
     return objectives, rewrites

@@ -45,6 +45,30 @@ class Latencies:
             self.took.append(time.monotonic() - at)
 
 
+class Lag:
+    """How late the event loop is, which it shares with the API server of this test."""
+
+    def __init__(self) -> None:
+        self.late = array("d")
+        self._task = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            wanted = time.monotonic() + 0.01
+            await asyncio.sleep(0.01)
+            self.late.append(time.monotonic() - wanted)
+
+    async def stop(self) -> list[float]:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        return sorted(self.late)
+
+
+def of(share: float, values: list[float]) -> float:
+    """A quantile of sorted values."""
+    return values[int((len(values) - 1) * share)]
+
+
 def address(number: int) -> str:
     return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
@@ -64,12 +88,14 @@ async def test_a_thousand_pods_come_and_go(tmp_path: Path) -> None:
         await watcher.start()
         while len(table) < PODS_AT_ONCE:  # noqa: ASYNC110 - a table announces nothing
             await asyncio.sleep(0.02)
-        latencies, rng = Latencies(table), random.Random(2)
+        latencies, lag, rng = Latencies(table), Lag(), random.Random(2)
         deleted: list[tuple[float, str]] = []
         stale = 0
         number = PODS_AT_ONCE
         began, changes = time.monotonic(), 0
         memory: list[int] = []
+        gc.collect()
+        gc.freeze()  # what is there is not looked at again: that would stop the loop for 100 ms each time
         tracemalloc.start()
         while (elapsed := time.monotonic() - began) < SECONDS:
             while changes < elapsed * RATE:
@@ -93,19 +119,24 @@ async def test_a_thousand_pods_come_and_go(tmp_path: Path) -> None:
                 memory.append(tracemalloc.get_traced_memory()[0])
             await asyncio.sleep(0.01)
         tracemalloc.stop()
+        gc.unfreeze()
         for _ in range(300):
             if not latencies.told:
                 break
             await asyncio.sleep(0.02)
-        took = sorted(latencies.took)
+        took, late = sorted(latencies.took), await lag.stop()
         middle, last = memory[len(memory) // 2], memory[-1]
         print(
-            f"{changes} changes, {len(took)} seen: p50 {took[len(took) // 2] * 1e3:.1f} ms, "
-            f"p99 {took[int(len(took) * 0.99)] * 1e3:.1f} ms, max {took[-1] * 1e3:.1f} ms; "
+            f"{changes} changes, {len(took)} seen: p50 {of(0.5, took) * 1e3:.1f} ms, "
+            f"p99 {of(0.99, took) * 1e3:.1f} ms, max {took[-1] * 1e3:.1f} ms; "
+            f"the loop was late by {of(0.99, late) * 1e3:.1f} ms (p99); "
             f"memory {middle / 1e6:.2f} MB at half time, {last / 1e6:.2f} MB at the end; stale {stale}"
         )
         assert {endpoint.host_port for endpoint in table.all(0.0)} == {f"{ip}:8000" for ip in alive.values()}
         assert stale == 0
+        # A change takes a handful of turns of the loop: of the server that tells it, the socket, the watch. How late
+        # each of them comes on a busy machine is not the picker's doing.
+        assert of(0.99, took) < 0.1 + 5 * of(0.99, late)
         assert len(took) >= changes - 2 * latencies.unseen
         assert latencies.unseen < changes / 100
         assert len(watcher.endpoints._owner) == len(watcher.endpoints._rows) == watcher.endpoints.pods == len(alive)
