@@ -68,6 +68,22 @@ def size(text: str) -> int:
     return value
 
 
+def positive_size(text: str) -> int:
+    """A Kubernetes quantity of bytes, at least one."""
+    value = size(text)
+    if not value:
+        raise ValueError(f"expected a size above 0 such as 64Mi, got {text!r}")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"expected a whole number such as 4, got {text!r}") from None
+
+
 def share(text: str) -> float:
     """A share of one CPU core, above 0."""
     value = float(text)
@@ -129,7 +145,7 @@ class ServeOptions:
     metrics_staleness_threshold: float = flag(
         2.0, "age up to which an endpoint's metrics count as fresh in the pool's gauges", seconds, text="2s"
     )
-    v: int = flag(2, "verbosity: 1 warnings, 2 information, 3 verbose, 4 debug, 5 trace", int)
+    v: int = flag(2, "verbosity: 1 warnings, 2 information, 3 verbose, 4 debug, 5 trace", whole)
     zap_devel: bool = flag(True, "development mode: console encoder unless --zap-encoder says otherwise", boolean)
     zap_encoder: str = flag(
         "", "json or console; empty: console in development mode, else json", one_of("json", "console")
@@ -157,7 +173,9 @@ class ServeOptions:
     transport: str = flag("own", "own or grpcio (needs the `grpcio` extra)", one_of("own", "grpcio"), ours=True)
     listen_address: str = flag("", "address to listen on; empty: all, IPv4 and IPv6", ours=True)
     tls_client_ca_file: str = flag("", "CA that clients of the ext_proc port must be signed by (mTLS)", ours=True)
-    max_request_body_bytes: int = flag(64 * 2**20, "larger request bodies get 413", size, ours=True, text="64Mi")
+    max_request_body_bytes: int = flag(
+        64 * 2**20, "larger request bodies get 413", positive_size, ours=True, text="64Mi"
+    )
     response_bypass: bool = flag(
         False, "end each stream with the pick: no usage, no response metrics, no model-name restore", boolean, ours=True
     )
@@ -191,13 +209,18 @@ class ServeOptions:
 
 
 REMOVED = {
-    "total-queued-requests-metric": "queuedRequestsSpec",
-    "total-running-requests-metric": "runningRequestsSpec",
-    "kv-cache-usage-percentage-metric": "kvUsageSpec",
-    "lora-info-metric": "loraSpec",
-    "cache-info-metric": "cacheInfoSpec",
+    "total-queued-requests-metric": "`queuedRequestsSpec` of the plugin core-metrics-extractor",
+    "total-running-requests-metric": "`runningRequestsSpec` of the plugin core-metrics-extractor",
+    "kv-cache-usage-percentage-metric": "`kvUsageSpec` of the plugin core-metrics-extractor",
+    "lora-info-metric": "`loraSpec` of the plugin core-metrics-extractor",
+    "cache-info-metric": "`cacheInfoSpec` of the plugin core-metrics-extractor",
+    "model-server-metrics-scheme": "`scheme` of the plugin metrics-data-source",
+    "model-server-metrics-path": "`path` of the plugin metrics-data-source",
+    "model-server-metrics-port": "`port` of the plugin metrics-data-source",
+    "model-server-metrics-https-insecure-skip-verify": "`insecureSkipVerify` of the plugin metrics-data-source",
 }
-"""Flags that stop the start, as in llm-d-router, and what took their place: parameters of `core-metrics-extractor`."""
+"""Flags that stop the start, as in llm-d-router, and what took their place. Platforms that install older routers
+(KServe) still pass some of them."""
 
 NOT_YET_EFFECTIVE = {
     "grpc-max-send-msg-size": "what is sent is cut to 62 000 bytes a message anyway",
@@ -235,9 +258,9 @@ def serve_flags() -> list[Flag]:
 def parse_serve(argv: Sequence[str]) -> tuple[ServeOptions, tuple[str, ...]]:
     """The options and what to warn about. Raises `FlagError`."""
     given = vars(_parser().parse_args(list(argv)))
-    for name, parameter in REMOVED.items():
+    for name, instead in REMOVED.items():
         if given.pop(name.replace("-", "_"), None) is not None:
-            raise FlagError(f"--{name} has been removed: set `{parameter}` of the plugin core-metrics-extractor")
+            raise FlagError(f"--{name} has been removed: set {instead}")
     options = ServeOptions(**given)
     _check_together(options)
     warnings = [
@@ -248,6 +271,8 @@ def parse_serve(argv: Sequence[str]) -> tuple[ServeOptions, tuple[str, ...]]:
     if 0 < options.refresh_metrics_interval < 0.05 or options.refresh_metrics_interval == 0:
         warnings.append("--refresh-metrics-interval is below 50ms: 50ms is used")
         options = dataclasses.replace(options, refresh_metrics_interval=0.05)
+    if options.tls_cipher_suites and options.tls_min_version == "VersionTLS13":
+        warnings.append("--tls-cipher-suites has no effect beside --tls-min-version=VersionTLS13: TLS 1.3 has its own")
     return options, tuple(warnings)
 
 

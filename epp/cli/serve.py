@@ -11,7 +11,7 @@ from collections.abc import Callable
 from epp.api.errors import ConfigError
 from epp.cli.flags import FlagError, ServeOptions, parse_serve, serve_help
 from epp.cli.serving import Picker
-from epp.telemetry.logs import log_level, start_logging
+from epp.telemetry.logs import Logging, log_level, start_logging
 
 log = logging.getLogger("epp")
 
@@ -26,12 +26,16 @@ def run(argv: list[str]) -> int:
     except FlagError as error:
         print(f"epp serve: {error}", file=sys.stderr)
         return 2
-    logs = start_logging(encoder=options.log_format, level=log_level(options.verbosity, options.zap_log_level or None))
+    logs = start_logging(
+        encoder=options.log_format,
+        time_encoding=options.zap_time_encoding,
+        level=log_level(options.verbosity, options.zap_log_level or None),
+    )
     try:
         for warning in warnings:
             log.warning("%s", warning)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            return runner.run(serve(options))
+            return runner.run(serve(options, logs))
     finally:
         logs.stop()
 
@@ -46,8 +50,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
-async def serve(options: ServeOptions) -> int:
-    """Serve until a signal; a second one ends the drain."""
+async def serve(options: ServeOptions, logs: Logging | None = None) -> int:
+    """Serve until a signal; a second one ends the drain. `logs`: whose dropped lines are counted."""
     loop = asyncio.get_running_loop()
     stop, hurry = asyncio.Event(), asyncio.Event()
 
@@ -57,7 +61,7 @@ async def serve(options: ServeOptions) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     try:
-        picker = Picker(options)
+        picker = Picker(options, logging_=logs)
         starting = asyncio.ensure_future(picker.start())
         stopped = asyncio.ensure_future(stop.wait())
         await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)

@@ -77,10 +77,13 @@ class Picker:
         self.grpc_port = options.grpc_port
         self._environment = environment
         self._stack = AsyncExitStack()
-        self._logging = logging_
         self._request_metrics = RequestMetrics(self.registry)
         self._pool_metrics = PoolMetrics(self.registry)
         self._exchange_metrics = ExchangeMetrics(self.registry, self.clock)
+        if logging_ is not None:
+            logging_.handler.count_in(
+                self.registry.counter("log_records_dropped_total", "Log lines for which there was no room.").labels()
+            )
         if options.legacy_metrics:
             add_legacy_metrics(self.registry)
         self._request_metrics.info(environment.get("COMMIT_SHA", "unknown"), environment.get("BUILD_REF", "unknown"))
@@ -175,6 +178,7 @@ class Picker:
         options = self.options
         host = options.listen_address
         try:
+            await _check_address(host)
             health = Server(health_handlers(self.health))
             await health.start(host, options.grpc_health_port)
             self._stack.push_async_callback(health.close)
@@ -276,7 +280,12 @@ class Picker:
 
     def _grpcio_tls(self) -> Any:
         options = self.options
-        ca = Path(options.tls_client_ca_file).read_bytes() if options.tls_client_ca_file else None
+        ca = None
+        if options.tls_client_ca_file:
+            try:
+                ca = Path(options.tls_client_ca_file).read_bytes()
+            except OSError as error:
+                raise ValueError(f"--tls-client-ca-file: cannot load {options.tls_client_ca_file}: {error}") from error
         return grpcio_tls(
             lambda: read_pair(options.cert_path) if options.cert_path else self_signed(datetime.now(UTC)),
             min_version=options.tls_min_version,
@@ -315,3 +324,13 @@ class Picker:
                 self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
                 next_gauges = now + options.refresh_prometheus_metrics_interval
             await asyncio.sleep(min(1.0, options.refresh_prometheus_metrics_interval or 1.0))
+
+
+async def _check_address(host: str) -> None:
+    """Resolve `--listen-address`: the system's error names neither the flag nor the address."""
+    try:
+        await asyncio.get_running_loop().getaddrinfo(host or None, 0)
+    except OSError as error:
+        raise OSError(
+            f"--listen-address: {host} is neither an address nor a name of this machine ({error.strerror})"
+        ) from error

@@ -56,12 +56,19 @@ def log_level(verbosity: int = 2, zap_log_level: str | None = None) -> int:
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per line: `level`, `ts`, `logger`, `msg`, what was passed as `extra`, and `stacktrace`."""
+    """One JSON object per line: `level`, `ts`, `logger`, `msg`, what was passed as `extra`, and `stacktrace`.
+
+    `time_encoding` as in `timestamp`.
+    """
+
+    def __init__(self, *, time_encoding: str = "") -> None:
+        super().__init__()
+        self._time_encoding = time_encoding
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, Any] = {
             "level": level_name(record.levelno),
-            "ts": _timestamp(record),
+            "ts": timestamp(record.created, self._time_encoding),
             "logger": record.name,
             "msg": record.getMessage(),
             **_extra(record),
@@ -72,11 +79,15 @@ class JsonFormatter(logging.Formatter):
 
 
 class ConsoleFormatter(logging.Formatter):
-    """Time, level, logger, message and `extra` as `key=value`; coloured when asked for."""
+    """Time, level, logger, message and `extra` as `key=value`; coloured when asked for.
 
-    def __init__(self, *, colour: bool = False) -> None:
+    `time_encoding` as in `timestamp`.
+    """
+
+    def __init__(self, *, colour: bool = False, time_encoding: str = "") -> None:
         super().__init__()
         self._colour = colour
+        self._time_encoding = time_encoding
 
     def format(self, record: logging.LogRecord) -> str:
         level = level_name(record.levelno)
@@ -86,7 +97,7 @@ class ConsoleFormatter(logging.Formatter):
         extra = "".join(f"  {key}={value!s}" for key, value in _extra(record).items())
         # A message may quote what a client sent: one record stays one line.
         text = record.getMessage().replace("\n", "\\n").replace("\r", "\\r").replace("\x1b", "\\x1b")
-        line = f"{_timestamp(record)}  {shown}{record.name}  {text}{extra}"
+        line = f"{timestamp(record.created, self._time_encoding)}  {shown}{record.name}  {text}{extra}"
         return f"{line}\n{record.exc_text}" if record.exc_text else line
 
 
@@ -99,6 +110,11 @@ class BoundedQueueHandler(logging.handlers.QueueHandler):
         self.dropped = 0
         self._untold = 0
         self.counter: Counter | None = None
+
+    def count_in(self, counter: Counter) -> None:
+        """Count there what is dropped from now on, and what has been so far."""
+        counter.inc(self.dropped)
+        self.counter = counter
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         """Freeze what may change before the record is written: the arguments and the exception."""
@@ -143,25 +159,24 @@ class Logging:
 def start_logging(
     *,
     encoder: str = "console",
+    time_encoding: str = "",
     level: int = logging.INFO,
     stream: TextIO | None = None,
-    dropped: Counter | None = None,
     queue_size: int = _QUEUE,
 ) -> Logging:
     """Send the records of all loggers to `stream` (default: standard error), from `level` on.
 
-    `encoder`: `json` or `console` (the zap encoders); `dropped` counts records for which there was no room.
+    `encoder`: `json` or `console` (the zap encoders); `time_encoding` as in `timestamp`.
     """
     out = sys.stderr if stream is None else stream
     target = logging.StreamHandler(out)
     if encoder == "json":
-        target.setFormatter(JsonFormatter())
+        target.setFormatter(JsonFormatter(time_encoding=time_encoding))
     elif encoder == "console":
-        target.setFormatter(ConsoleFormatter(colour=out.isatty()))
+        target.setFormatter(ConsoleFormatter(colour=out.isatty(), time_encoding=time_encoding))
     else:
         raise ValueError(f"--zap-encoder: {encoder!r} is neither json nor console")
     handler = BoundedQueueHandler(queue_size)
-    handler.counter = dropped
     root = logging.getLogger()
     root.setLevel(level)
     root.addHandler(handler)
@@ -218,8 +233,25 @@ def level_name(level: int) -> str:
     return _NAMES.get(level) or logging.getLevelName(level).lower()
 
 
-def _timestamp(record: logging.LogRecord) -> str:
-    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def timestamp(created: float, encoding: str = "") -> str | float:
+    """Seconds since 1970 as `--zap-time-encoding` has them.
+
+    `epoch` (seconds), `millis`, `nano`: numbers. `rfc3339`, `rfc3339nano` (with as much of a fraction as there is),
+    `iso8601` and empty (both with milliseconds): UTC.
+    """
+    if encoding == "epoch":
+        return created
+    if encoding == "millis":
+        return created * 1e3
+    if encoding == "nano":
+        return round(created * 1e6) * 1000  # the clock of a log record tells microseconds
+    moment = datetime.fromtimestamp(created, UTC).replace(tzinfo=None)
+    if encoding == "rfc3339":
+        return moment.isoformat(timespec="seconds") + "Z"
+    if encoding == "rfc3339nano":
+        text = moment.isoformat(timespec="microseconds")
+        return text.rstrip("0").rstrip(".") + "Z"
+    return moment.isoformat(timespec="milliseconds") + "Z"
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def server_context(
         try:
             context.load_verify_locations(client_ca)
         except (OSError, ssl.SSLError) as error:
-            raise ValueError(f"client CA: cannot load {os.fspath(client_ca)}: {error}") from error
+            raise ValueError(f"--tls-client-ca-file: cannot load {os.fspath(client_ca)}: {error}") from error
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 

@@ -111,12 +111,13 @@ def test_values() -> None:
         (["--drain-timeout=-5s"], "--drain-timeout: expected a duration of at least 0"),
         (["--max-request-body-bytes=many"], "expected a quantity"),
         (["--max-request-body-bytes=-1"], "expected a size of at least 0"),
+        (["--max-request-body-bytes=0"], "expected a size above 0"),
         (["--scrape-cpu-budget=0"], "expected a share of a core"),
         (["--endpoint-target-ports=1,2,3,4,5,6,7,8,9"], "at most 8 ports"),
         (["--transport=other"], "expected one of own, grpcio"),
         (["--tls-min-version=1.2"], "expected one of VersionTLS10"),
         (["--zap-log-level=loud"], "expected debug, info"),
-        (["-v=high"], "invalid literal"),
+        (["-v=high"], "-v/--v: expected a whole number such as 4, got 'high'"),
         (["--config-file=a", "--config-text=b"], "--config-file and --config-text are both given"),
         (["--pool-name=a", "--endpoint-selector=b"], "--pool-name and --endpoint-selector are both given"),
         (["--endpoint-selector=b"], "needs --endpoint-target-ports"),
@@ -135,7 +136,7 @@ def test_what_is_refused(argv: list[str], said: str) -> None:
 @pytest.mark.parametrize("name", REMOVED)
 def test_removed_flags_stop_the_start(name: str) -> None:
     for argv in ([f"--{name}=vllm:x"], [f"--{name}", "x"], [f"--{name}="]):
-        with pytest.raises(FlagError, match=f"--{name} has been removed: set `{REMOVED[name]}`"):
+        with pytest.raises(FlagError, match=f"--{name} has been removed: set {REMOVED[name]}"):
             parse_serve(argv)
 
 
@@ -144,6 +145,20 @@ def test_flags_without_effect_are_said_when_they_are_changed() -> None:
     warnings = parse_serve(["--enable-pprof=false", "--grpc-max-send-msg-size=1Mi", "--pool-name=p"])[1]
     assert sorted(warning.split(":")[0] for warning in warnings) == ["--enable-pprof", "--grpc-max-send-msg-size"]
     assert set(NOT_YET_EFFECTIVE) <= {flag.name for flag in serve_flags()}
+
+
+def test_the_metrics_flags_of_older_routers_name_their_parameter() -> None:
+    with pytest.raises(FlagError, match="`scheme` of the plugin metrics-data-source"):
+        parse_serve(["--model-server-metrics-scheme", "https"])
+    with pytest.raises(FlagError, match="`loraSpec` of the plugin core-metrics-extractor"):
+        parse_serve(["--lora-info-metric="])
+
+
+def test_cipher_suites_beside_tls_1_3_are_said_to_have_no_effect() -> None:
+    suites = "--tls-cipher-suites=TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256"
+    assert parse_serve([suites, "--tls-min-version=VersionTLS12"])[1] == ()
+    (warning,) = parse_serve([suites, "--tls-min-version=VersionTLS13"])[1]
+    assert warning.startswith("--tls-cipher-suites has no effect")
 
 
 def test_the_refresh_interval_has_a_floor() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from epp.cli.serving import Picker
 from epp.extproc import ext_proc_pb2 as pb
 from epp.extproc.service import METHOD
 from epp.telemetry.exposition import render_now
+from epp.telemetry.logs import start_logging
 from epp.transport.certificates import self_signed
 
 CONFIG = """
@@ -254,6 +256,27 @@ async def test_what_cannot_start_says_why_and_leaves_nothing_open(config: str, t
             await Picker(options(config, grpc_port=picker.grpc_port), environment={}).start()
     with pytest.raises(ValueError, match=r"tls\.crt"):
         await Picker(options(config, cert_path=str(tmp_path)), environment={}).start()
+
+
+@pytest.mark.parametrize("transport", ["own", "grpcio"])
+async def test_what_a_flag_names_and_is_not_there_is_said_with_the_flag(config: str, transport: str) -> None:
+    opts = options(config, transport=transport, tls_client_ca_file="/nowhere/ca.crt")
+    with pytest.raises(ValueError, match=r"--tls-client-ca-file: cannot load /nowhere/ca\.crt"):
+        await Picker(opts, environment={}).start()
+    with pytest.raises(OSError, match=r"--listen-address: 300\.1\.1\.1 "):
+        await Picker(options(config, transport=transport, listen_address="300.1.1.1"), environment={}).start()
+
+
+async def test_log_lines_that_did_not_fit_are_on_the_page(config: str) -> None:
+    logs = start_logging(stream=io.StringIO(), queue_size=1)
+    try:
+        logs.handler.dropped = 2  # before the picker was there
+        picker = Picker(options(config), environment={}, logging_=logs)
+        logs.handler.counter.inc()
+        page = render_now(picker.registry).decode()
+        assert "llm_d_epp_log_records_dropped_total 3.0" in page
+    finally:
+        logs.stop()
 
 
 async def test_a_signal_drains_and_ends_with_0(config: str) -> None:

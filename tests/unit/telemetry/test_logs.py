@@ -15,6 +15,7 @@ from epp.telemetry.logs import (
     VERBOSE,
     BoundedQueueHandler,
     ConsoleFormatter,
+    JsonFormatter,
     RateLimitedLog,
     log_level,
     start_logging,
@@ -84,6 +85,27 @@ def test_json_lines_with_extra_fields_and_stack_trace() -> None:
     assert lines[0]["logger"] == "epp.test"
     assert lines[0]["ts"].endswith("Z")
     assert "KeyError: 'x'" in lines[2]["stacktrace"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        ("", "2026-01-02T03:04:05.500Z"),
+        ("iso8601", "2026-01-02T03:04:05.500Z"),
+        ("rfc3339", "2026-01-02T03:04:05Z"),
+        ("rfc3339nano", "2026-01-02T03:04:05.5Z"),
+        ("epoch", 1767323045.5),
+        ("millis", 1767323045500.0),
+        ("nano", 1767323045500000000),
+    ],
+)
+def test_times_are_written_as_asked_for(encoding: str, written: str | float) -> None:
+    record = logging.makeLogRecord({"name": "epp", "msg": "m", "created": 1767323045.5})
+    assert json.loads(JsonFormatter(time_encoding=encoding).format(record))["ts"] == written
+    assert ConsoleFormatter(time_encoding=encoding).format(record).startswith(f"{written}  ")
+    record.created = 1767323045.0
+    if encoding == "rfc3339nano":
+        assert ConsoleFormatter(time_encoding=encoding).format(record).startswith("2026-01-02T03:04:05Z  ")
 
 
 def test_console_lines_have_colour_on_a_terminal_only() -> None:
