@@ -44,7 +44,7 @@ class Endpoint:
     """Identity of one model server port. Two endpoints with the same `key` are the same endpoint at different times.
 
     `address` is an IP literal (IPv6 without brackets) or a host name; `labels` are the pod's, and so is `hostname`
-    (its `spec.hostname`, empty for most pods).
+    (its `spec.hostname`, empty for most pods). `host_port` is `ip:port` as the gateway expects it; IPv6 in brackets.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Endpoint:
     rank: int = 0
     pod: str = ""
     hostname: str = ""
+    host_port: str = field(init=False, repr=False, compare=False)
 
-    @property
-    def host_port(self) -> str:
-        """`ip:port` as the gateway expects it; IPv6 in brackets."""
-        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+    def __post_init__(self) -> None:
+        host_port = f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+        object.__setattr__(self, "host_port", host_port)
 
     @property
     def key(self) -> str:
