@@ -177,6 +177,7 @@ class PoolWatcher:
             clock=clock,
             rng=rng,
             field_selector=f"metadata.name={name}",
+            single=True,
         )
 
     @property

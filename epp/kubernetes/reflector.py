@@ -103,7 +103,8 @@ class Reflector(Generic[ObjectT]):
     """One kind in one namespace, between `start` and `stop`. `kind` is a msgspec struct with what is needed of it.
 
     `optional`: not being allowed to see the kind (403) counts as there being none, for whoever gives no right to see it
-    has no use for it. `decode`: from JSON, when `kind` alone does not say how.
+    has no use for it. `single`: it is one object that is followed; when it cannot be read, what is known of it stays,
+    while of many such a one is left out. `decode`: from JSON, when `kind` alone does not say how.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Reflector(Generic[ObjectT]):
         label_selector: str = "",
         field_selector: str = "",
         optional: bool = False,
+        single: bool = False,
         decode: Callable[[msgspec.Raw], ObjectT] | None = None,
     ) -> None:
         self.path = path
@@ -125,6 +127,7 @@ class Reflector(Generic[ObjectT]):
         self.absent = False
         self.lists = self.failures = self.unreadable = 0
         self._optional = optional
+        self._single = single
         self._refused = frozenset({403, 404}) if optional else frozenset({404})
         self._refused_since: float | None = None
         self._connection = connection
@@ -273,11 +276,13 @@ class Reflector(Generic[ObjectT]):
 
     def _read(self, raw: msgspec.Raw) -> ObjectT | None:
         """None for an object that is not what its kind says: it must not keep the others away. One that was understood
-        before stays as it was then."""
+        before stays as it was then, until everything is listed again."""
         try:
             return self._decode(raw)
         except msgspec.MsgspecError as error:
             self.unreadable += 1
+            if self._single:
+                raise
             now = self._clock()
             if now - self._misread_at >= _QUIET:
                 self._misread_at = now

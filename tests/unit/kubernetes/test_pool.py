@@ -255,6 +255,28 @@ async def test_an_object_that_cannot_be_read_keeps_no_other_away(
     await bench.until(*(f"10.0.0.{number}:8000" for number in range(1, 5)))
 
 
+async def test_a_pool_that_cannot_be_read_stays_as_it_was(
+    server: ApiServer, bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.put(POOLS, pool("pool", 8000))
+    server.put(PODS, pod("a", "10.0.0.1"))
+    watcher = await bench.pool()
+    await bench.until("10.0.0.1:8000")
+    for strange in ({"targetPorts": [{"number": "http"}]}, {"targetPorts": []}, {"selector": {"matchLabels": {}}}):
+        server.put(POOLS, pool("pool", 8000, **strange))
+        await asyncio.sleep(0.05)
+        server.compact()  # it is listed again, too
+        server.drop()
+        server.put(PODS, pod("a", "10.0.0.1"))
+        await asyncio.sleep(0.4)
+        assert bench.addresses() == {"10.0.0.1:8000"}
+    assert watcher._pool.unreadable > 0
+    assert "has no selector or no ports: left as it was" in caplog.text
+    assert "InferencePool ns/pool is gone" not in caplog.text
+    server.put(POOLS, pool("pool", 8001))
+    await bench.until("10.0.0.1:8001")
+
+
 async def test_addresses_of_two_families(server: ApiServer, bench: Bench) -> None:
     server.put(POOLS, pool("pool", 8000))
     both = pod("a", "10.0.0.1")

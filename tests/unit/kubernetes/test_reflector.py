@@ -1,0 +1,142 @@
+"""List and watch: what may happen that the pool's tests do not show."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from epp.kubernetes import reflector
+from epp.kubernetes.connection import ApiConnection, connect
+from epp.kubernetes.reflector import KubernetesObject, Reflector
+from tests.kubernetes.api_server import PODS, ApiServer, pod
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[ApiServer]:
+    async with ApiServer().serving() as made:
+        yield made
+
+
+@pytest.fixture
+async def connection(server: ApiServer, tmp_path: Path) -> AsyncIterator[ApiConnection]:
+    (tmp_path / "kubeconfig").write_text(server.kubeconfig())
+    made = await connect({"KUBECONFIG": str(tmp_path / "kubeconfig")})
+    yield made
+    await made.close()
+
+
+class Names:
+    """Knows names; fails for some."""
+
+    def __init__(self, *bad: str) -> None:
+        self.names: set[str] = set()
+        self.bad = set(bad)
+
+    def replaced(self, objects: list[KubernetesObject]) -> None:
+        self.names = {obj.metadata.name for obj in objects}
+
+    def changed(self, obj: KubernetesObject) -> None:
+        if obj.metadata.name in self.bad:
+            raise RuntimeError("not this one")
+        self.names.add(obj.metadata.name)
+
+    def removed(self, obj: KubernetesObject) -> None:
+        self.names.discard(obj.metadata.name)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about")
+
+
+def following(
+    connection: ApiConnection, names: Names, decode: Callable[[msgspec.Raw], KubernetesObject] | None = None
+) -> Reflector[KubernetesObject]:
+    made = Reflector(
+        connection,
+        PODS.format("ns"),
+        KubernetesObject,
+        names,
+        clock=time.monotonic,
+        rng=random.Random(1),
+        decode=decode,
+    )
+    made.start()
+    return made
+
+
+async def test_a_follower_that_fails_hears_of_the_others(
+    server: ApiServer, connection: ApiConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = Names("b")
+    followed = following(connection, names)
+    await until(lambda: followed.synced)
+    for name in "abc":
+        server.put(PODS, pod(name, "10.0.0.1"))
+    await until(lambda: names.names == {"a", "c"})
+    assert "a change could not be taken over" in caplog.text
+    assert (followed.lists, followed.failures) == (1, 0)
+    await followed.stop()
+
+
+async def test_what_nobody_foresaw_begins_anew(
+    server: ApiServer, connection: ApiConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = False
+    plain = msgspec.json.Decoder(KubernetesObject).decode
+
+    def decode(raw: msgspec.Raw) -> KubernetesObject:
+        if broken:
+            raise ZeroDivisionError
+        return plain(raw)
+
+    names = Names()
+    followed = following(connection, names, decode)
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await until(lambda: names.names == {"a"})
+    broken = True
+    server.put(PODS, pod("b", "10.0.0.1"))
+    await until(lambda: followed.failures > 1)
+    assert names.names == {"a"}
+    assert "the watch failed, listing again" in caplog.text
+    broken = False
+    await until(lambda: names.names == {"a", "b"})
+    await followed.stop()
+
+
+async def test_versions_of_the_deleted_are_bounded(
+    server: ApiServer, connection: ApiConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "_TOMBSTONES", 10)
+    names = Names()
+    followed = following(connection, names)
+    await until(lambda: followed.synced)
+    for number in range(30):
+        server.put(PODS, pod(f"p{number}", "10.0.0.1"))
+        server.delete(PODS, f"p{number}")
+    server.put(PODS, pod("last", "10.0.0.1"))
+    await until(lambda: names.names == {"last"})
+    assert len(followed._deleted) == 10
+    assert followed._seen.keys() == {server.objects[PODS.format("ns")]["last"]["metadata"]["uid"]}
+    await followed.stop()
+
+
+async def test_versions_need_not_be_numbers(connection: ApiConnection) -> None:
+    followed = Reflector(
+        connection, "/p", KubernetesObject, Names(), clock=time.monotonic, rng=random.Random(1), decode=None
+    )
+    for version in ("5", "abc", "def"):
+        followed._advance(version)
+        assert followed._version == version
+    followed._advance("7")
+    followed._advance("6")
+    assert followed._version == "7"
