@@ -240,6 +240,7 @@ class Subscription:
             if plan.clear == "always" or torn or (plan.clear == "if-complete" and answer.seq == 0):
                 self._forget()
             self.tracker.restarted()
+            self.tracker.replaced()  # it may be: nothing is compared with the former process here
             plan.rebuild = False  # from here on a broken answer is continued where it broke
         if plan.again:
             return
@@ -252,6 +253,7 @@ class Subscription:
                 pass
             case Step.RESTART:
                 self._restart()
+                self.tracker.replaced()
                 plan.again = True
             case Step.GAP if first:  # the publisher's buffer begins later: what is known may be outdated
                 self._lose(seq - (self.tracker.last or 0) - 1)
@@ -268,6 +270,7 @@ class Subscription:
                 self._forget()
         elif plan.first and last is not None:  # the last message known is unknown there: it is another process
             self._restart()
+            self.tracker.replaced()
             plan.again = True
         elif plan.again and last == plan.start and last is not None:
             self._end_replay(plan, success=False)  # no progress

@@ -83,6 +83,13 @@ class SequenceTracker:
         self.last = None
         self._mark = (0, b"")
 
+    def replaced(self) -> None:
+        """A replay told of another process: the place in the live stream was the former one's.
+
+        The first messages of the new one come live and in the replay, with numbers below that place.
+        """
+        self._last_live = None
+
     def _is_last(self, payload: bytes) -> bool:
         return self._mark == (len(payload), payload[:_FINGERPRINT])
 

@@ -122,6 +122,7 @@ class Wire(RuleBasedStateMachine):
         self.buffer = buffer
         self.time = 1.0
         self.connected = False
+        self.processes = 0
         self._anew()
         for number in range(before):
             self._publish(store=[number], remove=[], delivered=False)
@@ -131,6 +132,7 @@ class Wire(RuleBasedStateMachine):
 
     def _anew(self) -> None:
         self.seq, self.held, self.kept = 0, set[int](), list[tuple[int, bytes]]()
+        self.processes += 1
 
     def _publish(self, *, store: list[int], remove: list[int], delivered: bool) -> None:
         self.time += 1
@@ -230,6 +232,7 @@ class Wire(RuleBasedStateMachine):
         if hasattr(self, "host"):
             assert 0 <= self.host.running <= 1
             assert self.subscription.replaying == (self.host.running == 1)
+            assert self.subscription.state.restarts < self.processes, "one process was taken for two"
 
     def teardown(self) -> None:
         if not hasattr(self, "host"):
@@ -256,3 +259,25 @@ class Wire(RuleBasedStateMachine):
 
 TestWire = Wire.TestCase
 TestWire.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_a_new_process_is_counted_once_when_its_first_messages_come_live_and_in_the_replay() -> None:
+    wire = Wire()
+    wire.begin(buffer=10_000, before=0)
+    for _ in range(2):  # the first replay, from 0
+        wire._serve(set())
+        wire._read(1000)
+    for number in range(10):
+        wire._publish(store=[number], remove=[], delivered=True)
+    wire._read(1000)
+    wire.wait(31.0)  # long enough for the next replay
+    wire.restart(published=3)
+    for number in range(20, 24):
+        wire._publish(store=[number], remove=[], delivered=True)
+    for _ in range(3):
+        wire._serve(set())
+        wire._read(1000)
+    state = wire.subscription.refresh_status()
+    assert (state.restarts, state.lost, state.last_seq, state.status) == (1, 0, 6, "live")
+    assert state.duplicates == 4
+    assert wire.host.held == wire.held
