@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 from epp.config.decode import decode
 from epp.config.document import Document, child, read
 from epp.config.errors import LocatedError, did_you_mean
+from epp.config.places import move_settings
 from epp.config.schema import (
     API_VERSION,
+    API_VERSIONS,
     FEATURE_GATES,
     KIND,
     DataLayerSpec,
@@ -88,7 +90,7 @@ def load(text: str, source_name: str = "configuration") -> Loaded:
             raise document.error(f"unknown field `{key}`", path=key, fix=did_you_mean(key, _SECTIONS))
     _check_version(tree, document, warnings)
     gates = _feature_gates(tree.get("featureGates", []), document)
-    _move_former(tree, document, warnings)
+    move_settings(tree, document, warnings)
 
     config = EndpointPickerConfig(
         feature_gates=gates,
@@ -124,7 +126,7 @@ def _check_version(tree: dict[str, Any], document: Document, warnings: list[str]
     version = tree.get("apiVersion")
     if version in DEPRECATED_API_VERSIONS:
         warnings.append(document.note(f"{version} is deprecated: use {API_VERSION}", "apiVersion"))
-    elif version != API_VERSION:
+    elif version not in API_VERSIONS:
         raise document.error(
             f"apiVersion {version!r} is not known" if version else "`apiVersion` is missing",
             path="apiVersion",
@@ -150,43 +152,3 @@ def _feature_gates(value: Any, document: Document) -> dict[str, bool]:
             )
         gates[name] = _TRUE_FALSE[setting] if equals else True
     return gates
-
-
-def _move_former(tree: dict[str, Any], document: Document, warnings: list[str]) -> None:
-    """Former places of settings. The new place wins when both are given."""
-    parser = tree.pop("parser", None)
-    if parser is not None:
-        warnings.append(document.note("deprecated: use requestHandler.parsers", "parser"))
-        handler = tree.setdefault("requestHandler", {})
-        if isinstance(handler, dict) and not handler.get("parsers"):
-            document.lines["requestHandler.parsers[0]"] = document.line("parser")
-            tree["requestHandler"] = {**handler, "parsers": [parser]}
-    detector = tree.pop("saturationDetector", None)
-    if detector is not None:
-        warnings.append(document.note("deprecated: use flowControl.saturationDetector", "saturationDetector"))
-        flow_control = tree.setdefault("flowControl", {})
-        if isinstance(flow_control, dict) and "saturationDetector" not in flow_control:
-            document.lines["flowControl.saturationDetector"] = document.line("saturationDetector")
-            tree["flowControl"] = {**flow_control, "saturationDetector": detector}
-    _newer_discovery(tree, document)
-
-
-def _newer_discovery(tree: dict[str, Any], document: Document) -> None:
-    """`dataLayer.discovery.endpoints.pluginRef` means the same as `dataLayer.discovery.pluginRef`."""
-    layer = tree.get("dataLayer")
-    discovery = layer.get("discovery") if isinstance(layer, dict) else None
-    if not isinstance(discovery, dict) or "endpoints" not in discovery:
-        return
-    path = "dataLayer.discovery.endpoints"
-    if "pluginRef" in discovery:
-        raise document.error("discovery.pluginRef and discovery.endpoints are both given", path=path, fix="keep one")
-    if len(discovery) > 1:
-        other = next(key for key in discovery if key != "endpoints")
-        raise document.error(
-            f"unknown field `{other}`",
-            path=f"dataLayer.discovery.{other}",
-            fix=did_you_mean(other, ("pluginRef", "endpoints")),
-        )
-    document.lines["dataLayer.discovery.pluginRef"] = document.line(f"{path}.pluginRef")
-    assert isinstance(layer, dict)
-    tree["dataLayer"] = {**layer, "discovery": discovery["endpoints"]}

@@ -11,6 +11,9 @@ from epp.config.duration import Duration
 from epp.config.quantity import Quantity
 
 API_VERSION = "llm-d.ai/v1alpha1"
+API_VERSIONS = (API_VERSION, "llm-d.ai/v1")
+"""Taken without a word. They differ in where some settings stand (`places`)."""
+
 KIND = "EndpointPickerConfig"
 
 FEATURE_GATES: dict[str, bool] = {"flowControl": False, "haPopulateNonLeaderDatastore": True}
@@ -60,7 +63,8 @@ class DataLayerSpec(Section):
     """Where knowledge of endpoints comes from.
 
     `inject_defaults` adds `metrics-data-source` with `core-metrics-extractor` unless a source of that type is given.
-    `discovery` None: endpoints come from Kubernetes. `cross_replica_sync_interval` in seconds.
+    `discovery` None: endpoints come from Kubernetes. `cross_replica_sync_interval` and `cross_replica_publish_timeout`
+    in seconds.
     """
 
     inject_defaults: bool = True
@@ -69,20 +73,26 @@ class DataLayerSpec(Section):
     peer_discovery: PluginRef | None = None
     cross_replica_syncer_plugin_ref: str = ""
     cross_replica_sync_interval: Duration = Duration(0.2)
+    cross_replica_publish_timeout: Duration = Duration(1.0)
 
 
 class RequestHandlerSpec(Section):
-    """Parsers in order of preference; empty: the default list."""
+    """Parsers in order of preference; empty: the default list. `propagate_priority` has no effect (yet)."""
 
     parsers: list[PluginRef] = []
+    propagate_priority: bool = False
 
 
 class PriorityBandSpec(Section):
-    """Limits and policies of one priority. 0: the default (1G bytes, 5000 requests); negative is refused."""
+    """Limits and policies of one priority. 0: the default (1G bytes, 5000 requests); negative is refused.
+
+    `default_request_ttl` None: that of `flowControl`.
+    """
 
     priority: int = 0
     max_bytes: Quantity = Quantity(0)
     max_requests: Quantity = Quantity(0)
+    default_request_ttl: Duration | None = msgspec.field(name="defaultRequestTTL", default=None)
     fairness_policy_ref: str = ""
     ordering_policy_ref: str = ""
 

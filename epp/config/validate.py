@@ -68,6 +68,7 @@ class _Validator:
         self._profiles()
         self._handler()
         self._data_layer()
+        self._replicas()
         for index, reference in enumerate(self._config.request_handler.parsers):
             self._reference(reference.plugin_ref, f"requestHandler.parsers[{index}]", Role.PARSER)
         if self._config.flow_control is not None:
@@ -144,8 +145,30 @@ class _Validator:
                 self._warn(path, f"nobody reads what {source.plugin_ref} fetches: add extractors")
         if layer.discovery is not None:
             self._reference(layer.discovery.plugin_ref, "dataLayer.discovery", Role.DISCOVERY)
-        if layer.cross_replica_sync_interval < 0:
-            raise self._error("is negative", "dataLayer.crossReplicaSyncInterval", "use a duration such as `200ms`")
+
+    def _replicas(self) -> None:
+        """What replicas would tell each other: checked, and without effect."""
+        layer = self._config.data_layer
+        for name, seconds in (
+            ("crossReplicaSyncInterval", layer.cross_replica_sync_interval),
+            ("crossReplicaPublishTimeout", layer.cross_replica_publish_timeout),
+        ):
+            if seconds < 0:
+                raise self._error("is negative", f"dataLayer.{name}", "use a duration such as `200ms`")
+        named = {
+            "dataLayer.peerDiscovery": "" if layer.peer_discovery is None else layer.peer_discovery.plugin_ref,
+            "dataLayer.crossReplicaSyncerPluginRef": layer.cross_replica_syncer_plugin_ref,
+        }
+        for path, name in named.items():
+            if name:
+                self._reference(name, path, None)
+                self._warn(path, "no effect: replicas do not tell each other what they have in flight")
+        if not self._config.gate("haPopulateNonLeaderDatastore"):
+            self._warn(
+                "featureGates", "haPopulateNonLeaderDatastore=false has no effect: a standby knows its endpoints"
+            )
+        if self._config.request_handler.propagate_priority:
+            self._warn("requestHandler.propagatePriority", "no effect: the priority is not told to the model server")
 
     def _flow_control(self, flow: FlowControlSpec) -> None:
         path = "flowControl"
@@ -162,7 +185,12 @@ class _Validator:
         for here, band in bands:
             if band is None:
                 continue
-            self._not_negative(here, maxBytes=band.max_bytes, maxRequests=band.max_requests)
+            self._not_negative(
+                here,
+                maxBytes=band.max_bytes,
+                maxRequests=band.max_requests,
+                defaultRequestTTL=band.default_request_ttl,
+            )
             for field, name in (
                 ("fairnessPolicyRef", band.fairness_policy_ref),
                 ("orderingPolicyRef", band.ordering_policy_ref),

@@ -90,9 +90,62 @@ def test_both_spellings_of_discovery(discovery: str) -> None:
     assert not made.is_default("dataLayer.discovery.pluginRef")
 
 
+NEWER = """
+apiVersion: llm-d.ai/v1
+kind: EndpointPickerConfig
+dataLayer:
+  discovery: {endpoints: {pluginRef: d}, peers: {pluginRef: p}}
+  crossReplica: {syncerPluginRef: s, syncInterval: 500ms, publishTimeout: 2s}
+requestHandler: {propagatePriority: true}
+flowControl: {priorityBands: [{priority: 1, defaultRequestTTL: 5s}]}
+"""
+OLDER = (
+    HEAD
+    + """
+dataLayer:
+  discovery: {pluginRef: d}
+  peerDiscovery: {pluginRef: p}
+  crossReplicaSyncerPluginRef: s
+  crossReplicaSyncInterval: 500ms
+  crossReplicaPublishTimeout: 2s
+requestHandler: {propagatePriority: true}
+flowControl: {priorityBands: [{priority: 1, defaultRequestTTL: 5s}]}
+"""
+)
+
+
+def test_both_api_versions_mean_the_same() -> None:
+    newer, older = load(NEWER, "f.yaml"), load(OLDER, "f.yaml")
+    assert newer.config.data_layer == older.config.data_layer
+    assert newer.config.request_handler == older.config.request_handler
+    assert newer.config.flow_control == older.config.flow_control
+    assert len(newer.warnings) == len(older.warnings) == 1  # flowControl without its gate
+    assert newer.config.data_layer.cross_replica_publish_timeout == 2.0
+    assert newer.config.document.line("dataLayer.peerDiscovery") == 5
+    assert newer.config.document.line("dataLayer.crossReplicaSyncInterval") == 6
+    only_peers = config("dataLayer: {discovery: {peers: {pluginRef: p}}}").data_layer
+    assert (only_peers.discovery, only_peers.peer_discovery is not None) == (None, True)
+    both = config("dataLayer: {discovery: {pluginRef: d, peers: {pluginRef: p}}}").data_layer
+    assert both.discovery is not None
+    assert both.discovery.plugin_ref == "d"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            HEAD + "dataLayer: {peerDiscovery: {pluginRef: a}, discovery: {peers: {pluginRef: b}}}",
+            "f.yaml:3: dataLayer.discovery.peers: `peerDiscovery` is given too",
+        ),
+        (
+            HEAD + "dataLayer:\n  crossReplicaSyncInterval: 1s\n  crossReplica: {syncInterval: 2s}",
+            "f.yaml:5: dataLayer.crossReplica.syncInterval: `crossReplicaSyncInterval` is given too",
+        ),
+        (
+            HEAD + "dataLayer: {crossReplica: {interval: 2s}}",
+            "f.yaml:3: dataLayer.crossReplica.interval: unknown field `interval` (did you mean `syncInterval`?)",
+        ),
+        (HEAD + "dataLayer: {crossReplica: 5}", "f.yaml:3: dataLayer.crossReplica: unknown field"),
         ("kind: Pod", "f.yaml:1: apiVersion: `apiVersion` is missing"),
         ("kind: EndpointPickerConfig\napiVersion: v1", "f.yaml:2: apiVersion: apiVersion 'v1' is not known (use `api"),
         ("apiVersion: llm-d.ai/v1alpha1", "f.yaml:1: kind: `kind` is missing"),
