@@ -22,6 +22,7 @@ from epp.cli.declarations_schema import ModelRewrite, Objective
 from epp.director.objectives import ObjectiveTable
 from epp.director.rewrites import Rewrite, RewriteTable
 from epp.kubernetes.declarations import InferenceModelRewrite, InferenceObjective, priorities
+from epp.telemetry.metrics import Registry
 
 log = logging.getLogger("epp")
 
@@ -32,10 +33,15 @@ MAX_BYTES = 4 << 20
 class DeclarationsFile:
     """Keeps both tables equal to a file between `start` and `stop`."""
 
-    def __init__(self, path: Path, objectives: ObjectiveTable, rewrites: RewriteTable) -> None:
+    def __init__(self, path: Path, objectives: ObjectiveTable, rewrites: RewriteTable, registry: Registry) -> None:
         self._path = path
         self._objectives = objectives
         self._rewrites = rewrites
+        self._registry = registry
+        self._errors = registry.counter(
+            "declarations_errors_total", "Times that the declarations file changed into one that cannot be used."
+        ).labels()
+        self._problem = ""
         self._seen: tuple[int, int, int] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -67,9 +73,13 @@ class DeclarationsFile:
                 if signature != self._seen:
                     self._seen = signature
                     self._load()
+                    self._problem = ""
                     log.info("%s: loaded again", self._path)
             except (OSError, ValueError) as error:
-                log.warning("%s is not used, the last good state stays: %s", self._path, error)
+                if str(error) != self._problem:
+                    self._problem = str(error)
+                    self._errors.inc()
+                    log.warning("%s is not used, the last good state stays: %s", self._path, error)
 
     def _signature(self) -> tuple[int, int, int]:
         state = self._path.stat()
@@ -81,6 +91,7 @@ class DeclarationsFile:
             raise ValueError(f"larger than {MAX_BYTES} bytes")
         objectives, rewrites = parse(content)
         self._objectives.replace(priorities(objectives))
+        self._registry.pin_models(name for rewrite in rewrites for name in rewrite.model_names())
         self._rewrites.replace(rewrites)
 
 

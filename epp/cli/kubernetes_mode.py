@@ -204,9 +204,7 @@ class KubernetesMode:
 
         def rewrites(objects: list[InferenceModelRewrite]) -> None:
             found = [obj.rewrite for obj in objects]
-            self._registry.pin_models(
-                target.model for rewrite in found for rule in rewrite.rules for target in rule.targets
-            )
+            self._registry.pin_models(name for rewrite in found for name in rewrite.model_names())
             self._rewrites.replace(found)
 
         scope = Scope(namespace, self._options.pool_name, group)

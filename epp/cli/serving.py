@@ -200,7 +200,9 @@ class Picker:
             if kubernetes is not None:
                 await kubernetes.start(self.pool)
             if options.declarations_file:
-                declarations = DeclarationsFile(Path(options.declarations_file), self._objectives, self._rewrites)
+                declarations = DeclarationsFile(
+                    Path(options.declarations_file), self._objectives, self._rewrites, self.registry
+                )
                 await declarations.start()
                 self._stack.push_async_callback(declarations.stop)
             self._server = await self._ext_proc(host)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 
 import msgspec
@@ -35,6 +35,13 @@ class Rewrite(msgspec.Struct, frozen=True):
     name: str
     rules: tuple[RewriteRule, ...]
     created: str = ""
+
+    def model_names(self) -> Iterator[str]:
+        """All models that are named, asked for or given."""
+        for rule in self.rules:
+            yield from rule.models
+            for target in rule.targets:
+                yield target.model
 
 
 Decided = Callable[[str, str, str], None]

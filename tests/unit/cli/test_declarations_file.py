@@ -14,6 +14,9 @@ from epp.cli import declarations_file
 from epp.cli.declarations_file import DeclarationsFile, parse
 from epp.director.objectives import ObjectiveTable
 from epp.director.rewrites import RewriteTable
+from epp.telemetry.exposition import render_now
+from epp.telemetry.labels import MAX_VALUES
+from epp.telemetry.metrics import Registry
 from tests.kubernetes.manifests import ROOT
 
 OBJECTIVE = "kind: InferenceObjective\nmetadata: {name: vip, labels: {team: a}}\nspec: {priority: %s}\n"
@@ -43,7 +46,8 @@ async def test_the_file_is_followed(
     objectives, rewrites = tables
     path = tmp_path / "declarations.yaml"
     path.write_text(OBJECTIVE % 3 + "---\n" + REWRITE % "{targets: [{modelRewrite: small}]}" + "---\n")
-    followed = DeclarationsFile(path, objectives, rewrites)
+    registry = Registry()
+    followed = DeclarationsFile(path, objectives, rewrites, registry)
     await followed.start()
     assert (objectives.priority("vip"), rewrites.target("any")) == (3, "small")
     path.write_text(OBJECTIVE % -70)
@@ -53,6 +57,9 @@ async def test_the_file_is_followed(
     await until(lambda: "is not used, the last good state stays" in caplog.text)
     path.unlink()
     await until(lambda: "No such file" in caplog.text)
+    await asyncio.sleep(0.2)
+    assert caplog.text.count("No such file") == 1
+    assert "llm_d_epp_declarations_errors_total 2.0" in render_now(registry).decode()
     assert objectives.priority("vip") == -70
     path.write_text(OBJECTIVE % 5)
     await until(lambda: objectives.priority("vip") == 5)
@@ -101,7 +108,7 @@ async def test_what_is_wrong_is_said_at_the_start(
     path = tmp_path / "declarations.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=problem) as error:
-        await DeclarationsFile(path, *tables).start()
+        await DeclarationsFile(path, *tables, Registry()).start()
     assert "--declarations-file" in str(error.value)
 
 
@@ -111,4 +118,20 @@ async def test_a_file_that_is_too_large(
     monkeypatch.setattr(declarations_file, "MAX_BYTES", 10)
     (tmp_path / "large").write_text(OBJECTIVE % 1)
     with pytest.raises(ConfigError, match="larger than 10 bytes"):
-        await DeclarationsFile(tmp_path / "large", *tables).start()
+        await DeclarationsFile(tmp_path / "large", *tables, Registry()).start()
+
+
+async def test_models_of_rewrites_keep_their_names_in_metrics(
+    tables: tuple[ObjectiveTable, RewriteTable], tmp_path: Path
+) -> None:
+    path = tmp_path / "declarations.yaml"
+    rule = "{matches: [{model: {type: Exact, value: asked}}], targets: [{modelRewrite: small}]}"
+    path.write_text(REWRITE % rule)
+    registry = Registry()
+    followed = DeclarationsFile(path, *tables, registry)
+    await followed.start()
+    limit = registry.limiters["model"]
+    for number in range(MAX_VALUES):
+        limit(f"invented-{number}")
+    assert [limit("small"), limit("asked"), limit("one-more")] == ["small", "asked", "other"]
+    await followed.stop()
