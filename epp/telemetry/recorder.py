@@ -80,7 +80,7 @@ class MetricsRecorder:
         series.duration.observe(duration)
         if response.status >= 400:
             series.errors(MODEL_SERVER_ERROR).inc()
-        if response.status or response.body_size:
+        if response.body_size:  # 0: there was none, or the gateway does not show it (the light mode)
             series.response_size.observe(response.body_size)
         self._usage(series, response, duration)
         if response.first_chunk_at is not None:

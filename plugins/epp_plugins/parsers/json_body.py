@@ -19,6 +19,7 @@ MAX_DEPTH = 1000
 
 _T = TypeVar("_T")
 _OFFSET = re.compile(r" ?\(byte (\d+)\)")
+_HALF_PAIR = re.compile(rb'(?<!\\)(?:\\\\)*(\\u[dD][89abAB][0-9a-fA-F]{2})"')
 _FILLED_ARRAY = re.compile(rb"\[[ \t\r\n]*+[^\]]")
 _PREFIX = "error unmarshaling request bodyMap: "
 
@@ -62,7 +63,10 @@ def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
 def _positioned(message: str, body: bytes) -> str:
     """The decoder's message with the offset in the same words everywhere."""
     found = _OFFSET.search(message)
-    if found is None:  # the decoder ran off the end
+    if found is None:  # the decoder ran off the end, or looked there for the other half of a character
+        half = _HALF_PAIR.search(body, max(0, len(body) - 16))
+        if half is not None:
+            return f"half a utf-16 surrogate pair at byte {half.start(1)}"
         return f"unexpected end of JSON input at byte {len(body)}"
     reason = (message[: found.start()] + message[found.end() :]).removeprefix("JSON is malformed: ")
     offset = int(found.group(1))

@@ -44,6 +44,10 @@ def _nested(depth: int) -> bytes:
         (b'{"other":"caf\xe9"}', "not UTF-8 at byte 13"),
         (b'{"content":"\xed\xa0\x80"}', "not UTF-8 at byte 12"),
         (b'{"\xff":1}', "not UTF-8 at byte 2"),
+        (b'{"text":"\\ud83d"}', "half a utf-16 surrogate pair at byte 9"),
+        (b'{"text":"\\\\\\ud83d"}', "half a utf-16 surrogate pair at byte 11"),
+        (b'{"text":"\\\\ud83d', "unexpected end of JSON input at byte 16"),
+        (b'{"text":"\\ud83', "unexpected end of JSON input at byte 14"),
     ],
 )
 def test_refusals_say_where(body: bytes, reason: str) -> None:

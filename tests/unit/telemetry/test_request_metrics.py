@@ -222,6 +222,17 @@ def test_a_unary_answer_with_an_error_status() -> None:
     assert "llm_d_epp_request_output_tokens_count" not in page.names()
 
 
+def test_a_body_that_was_not_shown_has_no_size() -> None:
+    registry = Registry()
+    recorder = MetricsRecorder(RequestMetrics(registry), logging.getLogger("t"), lambda: 0.0)
+    asked = request()
+    recorder.began(asked, 10.0)
+    recorder.ended(asked, InferenceResponse(status=200), None, 11.0)
+    names = Page(registry).names()
+    assert "llm_d_epp_request_duration_seconds_count" in names
+    assert "llm_d_epp_response_size_bytes_count" not in names
+
+
 def test_nothing_is_said_of_responses_that_are_not_seen() -> None:
     registry = Registry()
     recorder = MetricsRecorder(RequestMetrics(registry), logging.getLogger("t"), lambda: 0.0, response_seen=False)
