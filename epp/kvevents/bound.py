@@ -1,8 +1,9 @@
 """The global mode: one SUB socket of ours, to which all publishers connect.
 
 The topic `kv@ENDPOINT@MODEL` tells whose events they are. ENDPOINT is the `ip:port` of the server, or a name that the
-receiver's `resolve` knows, such as a pod's. Publishers that connect cannot be asked for a replay, so a gap is counted
-and what follows is taken.
+receiver's `resolve` knows, such as a pod's. The data-parallel ranks of a server have one topic; where each is an
+endpoint of its own, the rank in the message tells which. Publishers that connect cannot be asked for a replay, so a gap
+is counted and what follows is taken.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ class BoundSubscription:
 
     def _take(self, topic: bytes, number: bytes, payload: bytes) -> None:
         named = topic_endpoint(topic)
-        endpoint = None if named is None else self._host.resolve(named)
-        if endpoint is None:
+        endpoint = None if named is None else self._host.resolve(named, 0)
+        if named is None or endpoint is None:
             self.unknown_topics += 1
             return
         known = self._decoders.get(topic)
@@ -101,8 +102,10 @@ class BoundSubscription:
         decoder = known[1]
         # The rank is only in the payload, and each rank counts for itself: decode first.
         batch = decoder.decode(payload)
-        streams = self.streams.setdefault(endpoint, {})
         rank = 0 if batch is None or not 0 <= batch.rank < _MAX_RANKS else batch.rank
+        if rank:
+            endpoint = self._host.resolve(named, rank) or endpoint
+        streams = self.streams.setdefault(endpoint, {})
         stream = streams.get(rank)
         if stream is None:
             stream = streams[rank] = BoundStream(endpoint, rank, self.address)

@@ -38,7 +38,7 @@ class Host(Protocol):
     settings: ReceiverSettings
     clock: Clock
     wall_clock: Clock
-    resolve: Callable[[str], str | None]
+    resolve: Callable[[str, int], str | None]
 
     def apply(self, state: PublisherState, batch: Batch) -> None:
         """Give events to the sink."""

@@ -43,7 +43,8 @@ class KVEventReceiver:
     """Subscribes to the publishers of endpoints that are added, and to those that connect to a bound socket.
 
     `clock`: monotonic seconds. `wall_clock`: seconds since the epoch, only for the lag. `resolve`: from the name in a
-    topic to the endpoint, for the bound mode; None: unknown, its events are counted and dropped.
+    topic and a data-parallel rank to the endpoint, for the bound mode; None: unknown, its events are counted and
+    dropped.
 
     Everything is called from the event loop that runs at `start`. One ZMQ thread serves all sockets.
     """
@@ -55,13 +56,13 @@ class KVEventReceiver:
         clock: Clock,
         wall_clock: Clock,
         settings: ReceiverSettings | None = None,
-        resolve: Callable[[str], str | None] | None = None,
+        resolve: Callable[[str, int], str | None] | None = None,
     ) -> None:
         self.sink = sink
         self.clock = clock
         self.wall_clock = wall_clock
         self.settings = ReceiverSettings() if settings is None else settings
-        self.resolve = resolve or (lambda name: name if name in self._subscriptions else None)
+        self.resolve = resolve or (lambda name, _rank: name if name in self._subscriptions else None)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(1)
         self.context.set(zmq.MAX_SOCKETS, 65535)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -154,6 +155,11 @@ class KVEventReceiver:
         """How far the warm start is."""
         every = self._all()
         return Progress(len(every), sum(subscription.synced for subscription in every))
+
+    @property
+    def followed(self) -> int:
+        """Endpoints that were added, whether they publish or not."""
+        return len(self._subscriptions)
 
     def states(self) -> list[PublisherState]:
         """Every publisher as it is now, those of the bound socket included."""

@@ -14,6 +14,7 @@ shrinking after a new tier came) is done in slices by `tidy`.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -136,6 +137,8 @@ class PreciseIndex:
             rows = self.blocks.upsert(keys[begin : begin + SLICE], None)
             self._ingestion.hold((self.tiers.number(SPECULATIVE), 0), lane, rows)
         self.speculation.add(Record(deadline, lane, keys))
+        if self.speculation.full:
+            self.expire(-math.inf)  # all of those that are too many, and nobody else's turn comes earlier
 
     def expire(self, now: float, most: int = 64) -> int:
         """Stop believing what is over, up to `most` picks of it; returns how many those were."""

@@ -58,7 +58,7 @@ from epp_plugins.producers.precise_prefix_cache_check import Prediction, SelfChe
 from epp_plugins.producers.precise_prefix_cache_matching import MAX_TOKENS, Candidates, chains
 from epp_plugins.producers.precise_prefix_cache_metrics import PreciseMetrics
 from epp_plugins.producers.precise_prefix_cache_params import PrecisePrefixCacheParams
-from epp_plugins.producers.precise_prefix_cache_pool import adapters, publishers, resolve
+from epp_plugins.producers.precise_prefix_cache_pool import Names, adapters, publishers
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
 from epp_plugins.producers.precise_prefix_cache_shared import Tee, shared_prefixes
 from epp_plugins.producers.precise_prefix_cache_upkeep import Upkeep, sizes
@@ -69,6 +69,8 @@ INLINE_BLOCKS = 8192
 _STATE = "PrecisePrefixCacheState"
 _MAX_DUMPED = 100
 _QUIET = 60.0
+_PATIENCE = 5.0  # seconds that endpoints may be without labels until it is said
+_UNFOLLOWED_EVERY = 600.0
 
 
 class _Prepared:
@@ -105,12 +107,13 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         events = params.kv_events_config
         self._selected = parse_selector(events.pod_discovery_config.pod_label_selector)
         self.shared = shared_prefixes(params, context, self.name, self.type, self.index.hasher)
+        self._wall_clock = context.settings.get("wall_clock", time.time)
         self.receiver = KVEventReceiver(
             self.index if self.shared is None else Tee(self.index, self.shared.index),
             clock=context.clock,
-            wall_clock=context.settings.get("wall_clock", time.time),
+            wall_clock=self._wall_clock,
             settings=ReceiverSettings(topic_filter=events.topics),
-            resolve=lambda name: resolve(context.table, name),
+            resolve=Names(context.table).endpoint,
         )
         self._ttl = seconds(params.speculative_ttl) or 0.0
         self._limit = seconds(params.warm_start_limit) or 0.0
@@ -119,6 +122,8 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         self._started_at: float | None = None
         self._warm = False
         self._warned_at = -_QUIET
+        self._unfollowed_since: float | None = None
+        self._unfollowed_said_at = -_UNFOLLOWED_EVERY
         self._state = DataKey(_STATE, self.name)
         self.check = SelfCheck(self.name, context.clock, context.log)
         details = params.indexer_config.kv_block_index_config.enable_metrics
@@ -174,14 +179,18 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
 
     def ready(self) -> bool:
         """When every known publisher has been replayed as far as it can be, or the limit is over."""
-        if not self._warm and self._started_at is not None:
-            waited = self.context.clock() - self._started_at
-            self._warm = waited >= self._limit or self.receiver.progress().ready
-        return self._warm
+        if self._warm or self._started_at is None:
+            return self._warm
+        progress = self.receiver.progress()
+        waited = self.context.clock() - self._started_at
+        # While nobody is known there is nothing to wait for, but those who come first are worth it.
+        self._warm = waited >= self._limit or (progress.ready and progress.total > 0)
+        return self._warm or progress.ready
 
     def _report(self) -> None:
         """Once a second."""
         self._adapters = adapters(self.context.table)
+        self._say_unfollowed()
         if self.shared is not None:
             self.shared.refresh(self.receiver.states())
         if self._metrics is not None:
@@ -294,7 +303,16 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             return
         size = self.index.block_size_of(prepared.target) or self._block_size
         error = self.check.compare(
-            Prediction(request.id, prepared.target, prepared.predicted, actual, prepared.tokens), size
+            Prediction(
+                request.id,
+                self._wall_clock(),
+                request.target_model,
+                prepared.target,
+                prepared.predicted,
+                actual,
+                prepared.tokens,
+            ),
+            size,
         )
         if self._metrics is not None:
             self._metrics.error(error)
@@ -311,6 +329,23 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
                 self.name,
             )
 
+    def _say_unfollowed(self) -> None:
+        """Endpoints are there, and none of them is meant to publish: the index would stay empty without a word."""
+        clock = self.context.clock
+        if not len(self.context.table.rows) or self.receiver.followed:
+            self._unfollowed_since = None
+            return
+        if self._unfollowed_since is None:
+            self._unfollowed_since = clock()
+        elif clock() - self._unfollowed_since >= _PATIENCE and clock() - self._unfollowed_said_at >= _UNFOLLOWED_EVERY:
+            self._unfollowed_said_at = clock()
+            discovery = self.params.kv_events_config.pod_discovery_config
+            self.context.log.warning(
+                "%s: none of the endpoints is followed, so nothing is known of their caches: podDiscoveryConfig wants "
+                "the labels %r and the namespace %r; give them to the servers, or set podLabelSelector (empty: all)",
+                self.name, discovery.pod_label_selector, discovery.pod_namespace or "any",
+            )  # fmt: skip
+
     # State
 
     def dump_state(self) -> dict[str, Any]:
@@ -324,7 +359,7 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             "maxBytes": index.blocks.max_bytes,
             "tiers": dict(zip(index.tiers.names, index.tiers.weights, strict=True)),
             "speculative": len(index.speculation),
-            "warmStart": {"publishers": progress.total, "synced": progress.synced, "ready": self._warm},
+            "warmStart": {"publishers": progress.total, "synced": progress.synced, "ready": self.ready()},
             "publishers": [
                 {
                     "endpoint": state.endpoint,
@@ -334,6 +369,9 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
                     "error": state.error,
                     "lastSeq": state.last_seq,
                     "lost": state.lost,
+                    "badFrames": state.bad_frames,
+                    "errors": dict(state.decode.errors),
+                    "skipped": {" ".join(key): count for key, count in state.decode.skipped.items()},
                 }
                 for state in self.receiver.states()[:_MAX_DUMPED]
             ],

@@ -15,9 +15,12 @@ _QUIET = 60.0
 
 
 class Prediction(NamedTuple):
-    """Cached tokens of one request. `total`: tokens of its prompt."""
+    """Cached tokens of one request. `time`: when its answer ended, in seconds since the epoch. `total`: tokens of its
+    prompt."""
 
     request: str
+    time: float
+    model: str
     endpoint: str
     predicted: int
     actual: int
@@ -79,5 +82,8 @@ class SelfCheck:
         return {
             "compared": self.compared,
             "exact": self.exact,
-            "recent": [prediction._asdict() for prediction in list(self.recent)[-32:]],
+            "wrongOfLast": [sum(self._wrong), len(self._wrong)],
+            "recent": [
+                prediction._asdict() | {"error": prediction.predicted - prediction.actual} for prediction in self.recent
+            ],
         }

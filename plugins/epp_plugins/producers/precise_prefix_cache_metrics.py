@@ -16,7 +16,9 @@ _RECEIVED = (
     ("restarts", "Restarts of publishers of KV events."),
     ("replays", "Replays asked for."),
     ("replays_failed", "Replays that failed."),
-    ("bad_frames", "Messages of publishers of KV events that could not be read."),
+    ("bad_frames", "Messages from publishers of KV events that have not the frames of one."),
+    ("unknown_topics", "Messages to the bound socket whose topic names no endpoint that is known."),
+    ("sink_errors", "Batches of KV events that the index refused by a defect."),
 )
 _INDEXED = (
     ("stored", "Blocks stored, as events told."),
@@ -50,6 +52,20 @@ class PreciseMetrics:
         self._estimated = counter(
             "prefix_index_estimated_prompts_total", "Prompts without real token ids, for which nothing can be found."
         )
+        self._errors = registry.counter(
+            "kv_event_errors_total",
+            "Messages (batch, too_long) and events (event) that could not be read, and were left out.",
+            (*_LABELS, "reason"),
+        )
+        self._skipped = {
+            event: registry.counter(
+                f"kv_cache_events_{name}_skipped_total",
+                f"{event} events of cache groups that are not indexed.",
+                (*_LABELS, "cache_kind", "reason"),
+            )
+            for event, name in (("BlockStored", "stores"), ("BlockRemoved", "removals"))
+        }
+        self._values = values
         self._received = {key: counter(f"kv_event_{key}_total", text) for key, text in _RECEIVED}
         self._indexed = {key: counter(f"prefix_index_{key}_total", text) for key, text in (_INDEXED if details else ())}
         self._ratio = registry.histogram(
@@ -95,6 +111,11 @@ class PreciseMetrics:
         self._advance("evicted", self._evicted, index.blocks.evicted)
         for key, child in self._received.items():
             self._advance(key, child, getattr(received, key))
+        for reason, count in received.decode.errors.items():
+            self._advance(f"error {reason}", self._errors.labels(*self._values, reason), count)
+        for (event, kind, reason), count in received.decode.skipped.items():
+            child = self._skipped[event].labels(*self._values, kind, reason)
+            self._advance(f"skipped {event} {kind} {reason}", child, count)
         for key, child in self._indexed.items():
             self._advance(f"index {key}", child, getattr(index.counters, key))
 

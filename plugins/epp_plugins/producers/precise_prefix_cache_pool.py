@@ -28,16 +28,38 @@ def publishers(endpoint: Endpoint, events: KVEventsConfig, selected: Selector) -
     ]
 
 
-def resolve(table: EndpointTable, name: str) -> str | None:
-    """The endpoint that a topic speaks of: by `ip:port`, address, pod name or endpoint name."""
-    if table.row_of(name) is not None:
-        return name
-    for row in table.rows.tolist():
-        endpoint = table.endpoints[row]
-        if endpoint is not None and name in (endpoint.address, endpoint.pod, endpoint.name, endpoint.key):
-            address: str = endpoint.host_port
-            return address
-    return None
+class Names:
+    """From what a topic says to the endpoint; looked up again when the pool has changed."""
+
+    def __init__(self, table: EndpointTable) -> None:
+        self._table = table
+        self._version = -1
+        self._ranks: dict[str, dict[int, str]] = {}  # by name: the endpoints behind it, by data-parallel rank
+
+    def endpoint(self, name: str, rank: int) -> str | None:
+        """The `ip:port` behind a name: `ip:port`, address, pod name or endpoint name. None: nobody has it.
+
+        Ranks of one server have one topic but may be endpoints of their own: then it is the one with this rank.
+        """
+        if self._version != self._table.version:
+            self._refresh()
+        row = self._table.row_of(name)
+        own = None if row is None else self._table.endpoints[row]
+        if own is not None:
+            if own.rank == rank:
+                return name
+            return self._ranks[own.address].get(rank, name)
+        ranks = self._ranks.get(name)
+        return None if ranks is None else ranks.get(rank) or next(iter(ranks.values()))
+
+    def _refresh(self) -> None:
+        self._version = self._table.version
+        self._ranks = {}
+        for row in self._table.rows.tolist():
+            endpoint = self._table.endpoints[row]
+            if endpoint is not None:
+                for name in {endpoint.address, endpoint.pod, endpoint.name, endpoint.key} - {""}:
+                    self._ranks.setdefault(name, {}).setdefault(endpoint.rank, endpoint.host_port)
 
 
 def adapters(table: EndpointTable) -> frozenset[str]:

@@ -16,6 +16,8 @@ from epp_plugins.producers.precise_prefix_cache_params import PrecisePrefixCache
 EVERY = 0.05
 REPORT = 1.0
 TIDY_SLICES = 8
+EXPIRED = 64
+"""Speculative picks that end in one go: some 50 us each."""
 
 
 class Upkeep:
@@ -89,7 +91,10 @@ class Upkeep:
 
     async def _turn(self, began: float, due: dict[str, float]) -> None:
         index, now = self._index, self._clock()
-        index.expire(now)
+        more = True
+        while more:
+            more = index.expire(now, EXPIRED) == EXPIRED
+            await asyncio.sleep(0)
         if index.restored and now - began >= self._trust:
             index.drop_restored()
             for name in [name for name in index.lanes.endpoints() if self._table.row_of(name) is None]:

@@ -248,7 +248,8 @@ async def test_only_a_few_replays_run_at_once(stage: Any) -> None:
 
 
 async def test_bound_mode(stage: Any) -> None:
-    receiver = stage.receiver(resolve=lambda name: {"pod-1": _ENDPOINT, "10.0.0.2:8000": "10.0.0.2:8000"}.get(name))
+    names = {"pod-1": {0: _ENDPOINT, 7: "10.0.0.1:8007"}, "10.0.0.2:8000": {0: "10.0.0.2:8000"}}
+    receiver = stage.receiver(resolve=lambda name, rank: names.get(name, {}).get(rank))
     address = receiver.bind("tcp://127.0.0.1:*")
     receiver.add(_ENDPOINT, [])
     receiver.add("10.0.0.2:8000", [])
@@ -272,8 +273,10 @@ async def test_bound_mode(stage: Any) -> None:
     send(b"kv@pod-1@m", 1, 2)
     send(b"kv@pod-1@m", 0, 50, rank=1)
     send(b"kv@pod-1@m", 3, 3)
+    send(b"kv@pod-1@m", 0, 70, rank=7)
     send(b"kv@10.0.0.2:8000@m", 5, 8)
-    await stage.until(lambda: stage.ledger.held == {_ENDPOINT: {1, 2, 3, 50}, "10.0.0.2:8000": {8}})
+    seventh = {"10.0.0.1:8007": {70}}
+    await stage.until(lambda: stage.ledger.held == {_ENDPOINT: {1, 2, 3, 50}, **seventh, "10.0.0.2:8000": {8}})
     send(b"kv@pod-1@m", 0, 9)
     await stage.until(lambda: stage.ledger.held[_ENDPOINT] == {9})
     stats = receiver.stats()
@@ -282,6 +285,7 @@ async def test_bound_mode(stage: Any) -> None:
     assert {(state.endpoint, state.rank) for state in receiver.states()} == {
         (_ENDPOINT, 0),
         (_ENDPOINT, 1),
+        ("10.0.0.1:8007", 7),
         ("10.0.0.2:8000", 0),
     }
     receiver.remove("10.0.0.2:8000")

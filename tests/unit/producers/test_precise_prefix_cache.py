@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from epp.testing import ManualClock, plugin
 from epp.testing.assembly import assemble
 from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
 from epp_plugins.producers.precise_prefix_cache_params import size_in_bytes
-from epp_plugins.producers.precise_prefix_cache_pool import resolve
+from epp_plugins.producers.precise_prefix_cache_pool import Names
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
 from epp_plugins.scorers.precise_prefix_cache import PrecisePrefixCacheScorer
 from tests.picks import picked
@@ -166,6 +167,16 @@ def test_a_pick_is_believed_for_a_while(table: EndpointTable) -> None:
     assert matched(producer, ask(ids(4))) == [0, 0, 0]
 
 
+async def test_picks_end_at_whatever_rate_they_came(table: EndpointTable) -> None:
+    clock = ManualClock()
+    producer = plugin(PrecisePrefixCacheProducer, {"speculativeIndexing": True}, name=NAME, table=table, clock=clock)
+    for seed in range(200):
+        producer.index.speculate(pod(1), producer.index.hasher.digests(ids(1, seed), 16), clock() + 2.0)
+    clock.advance(2.0)
+    await producer._upkeep._turn(0.0, dict.fromkeys(("report", "log", "save"), clock()))
+    assert len(producer.index.speculation) == 0
+
+
 def test_predictions_are_compared_with_what_servers_report(
     table: EndpointTable, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,7 +204,14 @@ def test_predictions_are_compared_with_what_servers_report(
     assert (producer.check.compared, producer.check.recent[-1].actual) == (72, 0)
     table.remove(pod(1))
     assert producer.check.reported(pod(1), usage) is None
-    assert msgspec.json.encode(producer.dump_state())
+    state = msgspec.json.decode(msgspec.json.encode(producer.dump_state()))["selfCheck"]
+    assert (state["compared"], state["exact"], state["wrongOfLast"]) == (72, 1, [64, 64])
+    assert len(state["recent"]) == 72
+    first = state["recent"][0]
+    assert abs(first.pop("time") - time.time()) < 600
+    assert first == {
+        "request": "r1", "model": "m", "endpoint": pod(1), "predicted": 48, "actual": 48, "total": 64, "error": 0
+    }  # fmt: skip
 
 
 class Server:
@@ -301,12 +319,90 @@ async def test_publishers_that_connect_to_us() -> None:
             return matched(producer, ask(ids(2))) == [2]
 
         await until(arrived)
-        table = producer.context.table
-        assert resolve(table, "10.0.0.9:8000") == resolve(table, "10.0.0.9") == "10.0.0.9:8000"
-        assert resolve(table, "stranger") is None
     finally:
         await producer.stop()
         context.destroy(linger=0)
+
+
+def test_whose_a_topic_is() -> None:
+    table = EndpointTable()
+    names = Names(table).endpoint
+    assert names("10.0.0.9:8000", 0) is None
+    for rank in range(2):
+        port = 8000 + rank
+        table.add(Endpoint(f"pod-rank-{rank}", "10.0.0.9", port, pod="pod", rank=rank))
+    table.add(Endpoint("other", "127.0.0.1", 8000))
+    table.add(Endpoint("third", "127.0.0.1", 8001))
+    for name in ("10.0.0.9", "pod", "10.0.0.9:8000"):
+        assert [names(name, rank) for rank in range(3)] == ["10.0.0.9:8000", "10.0.0.9:8001", "10.0.0.9:8000"]
+    assert names("10.0.0.9:8001", 1) == names("10.0.0.9:8001", 2) == "10.0.0.9:8001"
+    assert [names("127.0.0.1:8001", rank) for rank in range(2)] == ["127.0.0.1:8001"] * 2
+    assert names("stranger", 0) is None
+    table.remove("10.0.0.9:8001")
+    assert names("pod", 1) == "10.0.0.9:8000"
+
+
+async def test_readiness_waits_for_endpoints_that_are_found_after_the_start(server: Server) -> None:
+    clock, table = ManualClock(), EndpointTable()
+    producer = plugin(PrecisePrefixCacheProducer, following(server), name=NAME, table=table, clock=clock)
+    await producer.start()
+    try:
+        assert producer.ready()  # nobody to wait for
+        table.add(Endpoint("found", "127.0.0.1", 8000, labels=LABELS))
+        assert not producer.ready()
+        clock.advance(30.0)
+        assert producer.ready()
+    finally:
+        await producer.stop()
+
+
+async def test_endpoints_without_the_labels_are_said(table: EndpointTable, caplog: pytest.LogCaptureFixture) -> None:
+    clock = ManualClock()
+    params = {"kvEventsConfig": {"podDiscoveryConfig": {"podLabelSelector": "role=decode"}}}
+    producer = plugin(PrecisePrefixCacheProducer, params, name=NAME, table=table, clock=clock)
+    for _ in range(20):
+        producer._report()
+        clock.advance(1.0)
+    said = [record.message for record in caplog.records if "none of the endpoints is followed" in record.message]
+    assert len(said) == 1
+    assert "'role=decode'" in said[0]
+    table.add(Endpoint("decoder", "10.0.0.8", 8000, labels={"role": "decode"}))
+    clock.advance(1000.0)
+    producer._report()
+    assert len([record for record in caplog.records if "none of the endpoints" in record.message]) == 1
+
+
+async def test_what_publishers_send_wrongly_is_counted(server: Server) -> None:
+    metrics, table = Registry(), EndpointTable()
+    table.add(Endpoint("known", "127.0.0.1", 8000, labels=LABELS))
+    producer = plugin(PrecisePrefixCacheProducer, following(server), name=NAME, table=table, metrics=metrics)
+
+    def counted(name: str) -> dict[Any, float]:
+        source = metrics.source(name)
+        assert source is not None
+        return {values[2:]: child.value for values, child in source.children()}  # type: ignore[union-attr]
+
+    window = {**stored(ids(2)), "group_idx": 1, "kv_cache_spec_kind": "sliding_window"}
+    await producer.start()
+    try:
+        server.publish(window)
+        server.publish({"type": "BlockRemoved", "block_hashes": [1], "group_idx": 1})
+        server.publish({"type": "BlockStored", "block_hashes": [1]}, {"type": "Nonsense"})
+
+        def read() -> bool:
+            server.answer()
+            return bool(producer.receiver.stats().decode.errors.get("event"))
+
+        await until(read)
+        producer._report()
+        assert counted("kv_cache_events_stores_skipped_total") == {("sliding_window", "cache_kind"): 1}
+        assert counted("kv_cache_events_removals_skipped_total") == {("sliding_window", "cache_kind"): 1}
+        assert counted("kv_event_errors_total")["event",] >= 1
+        (publisher,) = producer.dump_state()["publishers"]
+        assert publisher["errors"]["event"] >= 1
+        assert publisher["skipped"]["BlockStored sliding_window cache_kind"] == 1
+    finally:
+        await producer.stop()
 
 
 async def test_a_snapshot_survives_and_what_is_not_confirmed_goes(table: EndpointTable, tmp_path: Path) -> None:

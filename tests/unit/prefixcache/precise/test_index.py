@@ -284,6 +284,33 @@ def test_a_call_of_more_blocks_than_powers_are_kept_for() -> None:
     assert np.bincount(found.event).tolist() == [len(part.block_hashes) for part in parts]
 
 
+def test_many_picks_with_one_beginning_end_one_by_one(index: PreciseIndex) -> None:
+    shared = tokens(3)
+    prompts = [shared + tokens(2, seed) for seed in range(1, 9)]
+    longer = prompts[2] + tokens(2, 50)
+    for number, data in enumerate([*prompts, longer]):
+        index.speculate(A, prompt_keys(index.hasher, data, SIZE), float(number))
+    for number, data in enumerate(prompts):
+        assert index.expire(float(number)) == 1
+        assert held(index, data, A) == (5 if data is prompts[2] else 3)
+        assert all(held(index, other, A) == 5 for other in prompts[number + 1 :])
+    assert held(index, longer, A) == 7
+    assert index.expire(99.0) == 1
+    assert index.blocks.count == 0
+
+
+@pytest.mark.parametrize(("name", "bound"), [("MAX_RECORDS", 3), ("MAX_KEYS", 12)])
+def test_picks_are_believed_only_as_far_as_there_is_room(
+    index: PreciseIndex, monkeypatch: pytest.MonkeyPatch, name: str, bound: int
+) -> None:
+    monkeypatch.setattr(f"epp.prefixcache.precise.speculation.{name}", bound)
+    prompts = [tokens(4, seed) for seed in range(5)]
+    for data in prompts:
+        index.speculate(A, prompt_keys(index.hasher, data, SIZE), 1e9)
+    assert len(index.speculation) == 3
+    assert [held(index, data, A) for data in prompts] == [0, 0, 4, 4, 4]
+
+
 def test_seeds_make_different_keys() -> None:
     one, other = PreciseIndex(1 << 20, seed="1"), PreciseIndex(1 << 20, seed="2")
     data = tokens(2)
