@@ -55,6 +55,10 @@ class Leadership:
         self._health = health
         self._step_down_seconds = step_down_seconds
         self._stepping_down: asyncio.TimerHandle | None = None
+
+        def eligible() -> bool:
+            return synced() and pool.ready()
+
         self.election = LeaderElection(
             store,
             name or identity(),
@@ -63,11 +67,17 @@ class Leadership:
             rng=rng,
             changed=self._changed,
             settings=settings,
-            eligible=lambda: synced() and pool.ready(),
+            eligible=eligible,
         )
         election = self.election
         registry.sampled_gauge(
             "leader", "1 on the replica that serves.", (), lambda: [((), float(election.role is Role.LEADER))]
+        )
+        registry.sampled_gauge(
+            "leader_election_eligible",
+            "1 on a replica that could serve: the leader, and those that are ready to follow it.",
+            (),
+            lambda: [((), float(eligible()))],
         )
         registry.sampled_gauge(
             "leader_election_degraded",

@@ -183,6 +183,12 @@ class KubernetesMode:
             (),
             lambda: [((), source.age)],
         )
+        self._registry.sampled_gauge(
+            "kubernetes_unreadable_objects",
+            "How often the pool or a pod was not what its kind says, and was left out or left as it was.",
+            (),
+            lambda: [((), float(source.unreadable))],
+        )
         await source.start()
         for declared in self._declared:
             declared.start()

@@ -83,6 +83,10 @@ class PoolSource(Protocol):
     def age(self) -> float:
         """Seconds since the API server was last heard."""
 
+    @property
+    def unreadable(self) -> int:
+        """How often an object was not what its kind says."""
+
     async def start(self) -> None:
         """Begin to follow."""
 
@@ -130,6 +134,11 @@ class SelectedPods:
     def lists(self) -> int:
         """How often everything was asked for."""
         return self._reflector.lists
+
+    @property
+    def unreadable(self) -> int:
+        """How often an object was not what its kind says."""
+        return self._reflector.unreadable
 
     async def start(self) -> None:
         """Begin to follow."""
@@ -194,6 +203,11 @@ class PoolWatcher:
     def lists(self) -> int:
         """How often everything was asked for."""
         return self._pool.lists + (self._pods.lists if self._pods is not None else 0)
+
+    @property
+    def unreadable(self) -> int:
+        """How often an object was not what its kind says; of another selector's pods it begins anew."""
+        return self._pool.unreadable + (self._pods.unreadable if self._pods is not None else 0)
 
     async def start(self) -> None:
         """Begin to follow."""

@@ -267,6 +267,8 @@ async def test_metrics_are_for_those_whom_the_api_server_allows(tmp_path: Path, 
         url = f"http://127.0.0.1:{c.metrics_port}"
         async with c.client.get(url + "/metrics", headers=headers) as answer:
             assert answer.status == {"": 401, "stranger": 401, "weak": 403, "reader": 200}[token]
+            told = await answer.text()
+        assert ("llm_d_epp_kubernetes_unreadable_objects 0" in told) == (token == "reader")
         async with c.client.get(url + "/readyz") as answer:
             assert answer.status == 503
 

@@ -82,6 +82,7 @@ async def test_a_leader_serves_and_a_follower_refuses() -> None:
     assert not pool.standby
     page, _ = await render(registry, "", ())
     assert b"llm_d_epp_leader 1" in page
+    assert b"llm_d_epp_leader_election_eligible 1" in page
     second, other, waiting, _ = leadership(store, "other")
     await second.start()
     await until(lambda: second.election.holder == "me")

@@ -192,10 +192,15 @@ async def test_the_older_group(server: ApiServer, bench: Bench) -> None:
 async def test_a_selector_without_a_pool(server: ApiServer, bench: Bench) -> None:
     server.put(PODS, pod("a", "10.0.0.1", labels={"app": "x", "tier": "gpu"}))
     server.put(PODS, pod("b", "10.0.0.2", labels={"app": "x"}))
-    watcher = await bench.selected("app=x,tier=gpu", 8000, 8001)
+    watcher = await bench.selected("app=x,tier in (gpu, tpu)", 8000, 8001)
     await bench.until("10.0.0.1:8000", "10.0.0.1:8001")
     assert watcher.synced
     assert watcher.age < 60
+    assert (watcher.lists, watcher.unreadable) == (1, 0)
+    server.put(PODS, pod("b", "10.0.0.2", labels={"app": "x", "tier": "tpu"}))  # labels change
+    await bench.until("10.0.0.1:8000", "10.0.0.1:8001", "10.0.0.2:8000", "10.0.0.2:8001")
+    server.put(PODS, pod("a", "10.0.0.1", labels={"app": "x"}))
+    await bench.until("10.0.0.2:8000", "10.0.0.2:8001")
 
 
 async def test_many_pods_in_pages(server: ApiServer, bench: Bench) -> None:
@@ -247,8 +252,7 @@ async def test_an_object_that_cannot_be_read_keeps_no_other_away(
     else:
         watcher = await bench.pool()
         await bench.until("10.0.0.1:8000", "10.0.0.4:8000")
-    assert watcher._pods is not None
-    assert watcher._pods.unreadable == 2
+    assert watcher.unreadable == 2
     assert caplog.text.count("an object is left out, it cannot be read: Expected `str`, got `int`") == 1
     server.put(PODS, pod("b", "10.0.0.2"))
     server.put(PODS, pod("c", "10.0.0.3"))
@@ -270,7 +274,7 @@ async def test_a_pool_that_cannot_be_read_stays_as_it_was(
         server.put(PODS, pod("a", "10.0.0.1"))
         await asyncio.sleep(0.4)
         assert bench.addresses() == {"10.0.0.1:8000"}
-    assert watcher._pool.unreadable > 0
+    assert watcher.unreadable > 0
     assert "has no selector or no ports: left as it was" in caplog.text
     assert "InferencePool ns/pool is gone" not in caplog.text
     server.put(POOLS, pool("pool", 8001))
