@@ -44,8 +44,9 @@ class ExchangeMetrics:
 
     def violated(self, problem: str) -> None:
         """The gateway broke the protocol."""
-        self._violations.labels(problem[:60]).inc()
-        self._log.warning(f"violated:{problem}", "the gateway broke the protocol: %s", problem)
+        kind = problem.partition(" (")[0]  # behind it are sizes: each would be a series of its own
+        self._violations.labels(kind).inc()
+        self._log.warning(f"violated:{kind}", "the gateway broke the protocol: %s", problem)
 
 
 def _value(stats: TransportStats, name: str) -> list[tuple[tuple[str, ...], float]]:

@@ -243,7 +243,7 @@ async def test_response_bypass_leaves_the_answer_alone(stage: Any) -> None:
         await s.clean()
 
 
-async def test_http2_client_with_request_trailers_and_grpc_like_answer(stage: Any) -> None:
+async def test_a_client_that_speaks_http2(stage: Any) -> None:
     async with stage("standalone") as s:
         process = await asyncio.create_subprocess_exec(
             "curl", "-s", "--http2-prior-knowledge", "-H", "Transfer-Encoding: chunked", "-d", json.dumps(PROMPT),

@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
+from epp.extproc.codec import InvalidMessage, decode
 from epp.telemetry.exposition import render_now
 from epp.telemetry.metrics import Registry
 from epp.transport.limits import TransportStats
@@ -26,6 +27,19 @@ def test_failures_and_violations_are_counted_and_logged_once_a_while(caplog: pyt
         "an exchange failed: ZeroDivisionError: oops",
         "the gateway broke the protocol: request_body before request_headers",
     ]
+
+
+def test_messages_that_nobody_can_read_are_one_series_whatever_their_length(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry()
+    metrics = ExchangeMetrics(registry, lambda: 100.0)
+    for size in range(2, 50):
+        with pytest.raises(InvalidMessage) as invalid:
+            decode(b"\xff" * size)
+        metrics.violated(str(invalid.value))
+    page = render_now(registry).decode()
+    assert 'extproc_protocol_violations_total{problem="not a ProcessingRequest of ext_proc"} 48.0' in page
+    assert len(caplog.records) == 1
+    assert "(2 bytes)" in caplog.text
 
 
 def test_the_transport_is_read_when_the_page_is() -> None:
