@@ -97,6 +97,9 @@ class Director:
         self._rewrites = rewrites or NoRewrites()
         self._observers = observers
         self._tracer = tracer or NullTracer()
+        self._parsing = {
+            parser: timings.duration("RequestParsing", parser.type, parser.name).observe for parser in parsers.parsers
+        }
         everyone = list(plugins)
 
         def guarded(hook: str, extension_point: str) -> list[Guarded]:
@@ -183,6 +186,7 @@ class Director:
         return (yield from self._decision_steps(request, parser))
 
     def _parse(self, parser: Parser[Any], path: str, headers: Mapping[str, str], body: bytes) -> Payload:
+        began = self._clock()
         try:
             return parser.parse(path, headers, body)
         except RequestError:
@@ -190,6 +194,8 @@ class Director:
         except Exception as error:
             self._recorder.unexpected(error)
             raise BadRequest(f"{parser.type} could not read the body: {error}") from error
+        finally:
+            self._parsing[parser](self._clock() - began)
 
     def _decision_steps(self, request: InferenceRequest, parser: Parser[Any] | None) -> Steps:
         steps = self._recorded(request, self._after_parsing(request, parser))

@@ -38,11 +38,15 @@ class Clock:
 class Timings:
     def __init__(self) -> None:
         self.failures: list[tuple[str, str]] = []
+        self.observed: list[tuple[str, str]] = []
 
     def duration(self, extension_point: str, plugin_type: str, plugin_name: str) -> Any:
+        observed = self.observed
+
         class Child:
             def observe(self, value: float) -> None:
                 assert value >= 0
+                observed.append((extension_point, plugin_name))
 
         return Child()
 
@@ -282,6 +286,13 @@ def test_a_request_is_decided_in_place_and_lives_until_its_end(bench: Bench) -> 
     response = flight.response
     assert (response.served, response.body_size, response.first_chunk_at) == ("10.0.0.9:1", 40, 101.0)
     assert (response.usage.prompt_tokens, response.usage.completion_tokens) == (9, 7)
+
+
+def test_reading_the_body_is_timed_like_every_other_plugin(bench: Bench) -> None:
+    bench.decide()
+    with pytest.raises(epp.BadRequest):
+        bench.decide(b"crash")
+    assert bench.timings.observed.count(("RequestParsing", "json")) == 2
 
 
 def test_served_falls_back_to_the_picked_endpoint(bench: Bench) -> None:
