@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +37,13 @@ def run(argv: list[str]) -> int:
         "--allow-experimental-plugins", action="store_true", help="accept plugins of stability alpha, as `epp serve`"
     )
     options = parser.parse_args(argv)
-    logging.disable(logging.CRITICAL)  # plugins may log while they are built; the answer is what is printed
     try:
-        tree, defaults, warnings = _examined(options.file, options.allow_experimental_plugins)
+        with _heard() as said:
+            tree, defaults, warnings = _examined(options.file, options.allow_experimental_plugins)
     except ConfigError as error:
         _print_error(error, options.file, as_json=options.output == "json")
         return 1
-    finally:
-        logging.disable(logging.NOTSET)
+    warnings += said
     if options.output == "json":
         print_json({"valid": True, "warnings": warnings, "defaults": defaults, "config": tree})
         return 0
@@ -52,6 +53,32 @@ def run(argv: list[str]) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{options.file}: valid, {len(warnings)} warning{'' if len(warnings) == 1 else 's'}", file=sys.stderr)
     return 0
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[list[str]]:
+    """What plugins warn of in the log while they are built. It is part of the answer, so it is not logged."""
+    log = logging.getLogger("epp")
+    handler = _Listener(logging.WARNING)
+    before = log.propagate, log.level
+    log.propagate = False
+    log.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield handler.said
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before[0]
+        log.setLevel(before[1])
+
+
+class _Listener(logging.Handler):
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
 
 
 def _examined(file: str, allow_experimental: bool) -> tuple[dict[str, Any], list[str], list[str]]:

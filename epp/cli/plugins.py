@@ -45,7 +45,10 @@ def run(argv: list[str]) -> int:
                 _print_one(described)
             return 0
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if options.output == "json":
+            print_json({"error": {"message": error.message, "fix": error.fix}})
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return 1
     return _list(catalog, as_json=options.output == "json")
 
@@ -80,6 +83,7 @@ def parameters(kind: type[msgspec.Struct], prefix: str = "") -> list[dict[str, A
     for name, field in fields_of(kind).items():
         info, bounds, description = _unwrapped(field.type)
         default, required = _default(field)
+        inner = [_section(option) for option in (info.types if isinstance(info, mi.UnionType) else (info,))]
         described.append(
             {
                 "name": prefix + name,
@@ -87,14 +91,24 @@ def parameters(kind: type[msgspec.Struct], prefix: str = "") -> list[dict[str, A
                 "default": default,
                 "required": required,
                 "bounds": bounds,
-                "description": description,
+                "description": description or next((_sentence(cls) for cls, _ in filter(None, inner)), ""),
             }
         )
-        for option in info.types if isinstance(info, mi.UnionType) else (info,):
-            nested = getattr(option, "item_type", option)
-            if isinstance(nested, mi.StructType) and nested.cls is not kind:
-                described += parameters(nested.cls, f"{prefix}{name}{'[]' if nested is not option else ''}.")
+        for cls, listed in filter(None, inner):
+            if cls is not kind:
+                described += parameters(cls, f"{prefix}{name}{'[]' if listed else ''}.")
     return described
+
+
+def _section(info: Any) -> tuple[type[msgspec.Struct], bool] | None:
+    """The struct that a parameter is, or is a list of (True)."""
+    nested = getattr(info, "item_type", info)
+    return (nested.cls, nested is not info) if isinstance(nested, mi.StructType) else None
+
+
+def _sentence(kind: type) -> str:
+    """The first one of a class's own docstring."""
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\n", 1)[0].replace("\n", " ").split(". ", 1)[0].rstrip(".")
 
 
 def _list(catalog: Catalog, *, as_json: bool) -> int:

@@ -10,6 +10,9 @@ import string
 import sys
 from pathlib import Path
 
+from epp.api.errors import ConfigError
+from epp.registry.catalog import Catalog
+
 ROLES = ("scorer", "filter", "picker", "producer")
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -22,7 +25,7 @@ schedulingProfiles:
 
 
 def run(argv: list[str]) -> int:
-    """0: written. 1: the directory is there already."""
+    """0: written. 1: the directory or the type is there already."""
     parser = argparse.ArgumentParser(
         prog="epp plugins new", description="Write a plugin package to start from, with a test that passes."
     )
@@ -30,6 +33,19 @@ def run(argv: list[str]) -> int:
     parser.add_argument("name", type=_plugin_type, help="the type in the configuration file, such as my-scorer")
     parser.add_argument("--dir", type=Path, default=None, help="where to write; default: a new directory ./NAME")
     options = parser.parse_args(argv)
+    try:
+        catalog = Catalog.load()
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.name in catalog.types():
+        origin = catalog.origin(options.name)
+        print(
+            f"error: `{options.name}` exists already ({origin}), and two packages cannot bring the same type: "
+            "use another name",
+            file=sys.stderr,
+        )
+        return 1
     directory: Path = options.dir if options.dir is not None else Path(options.name)
     try:
         written = write(options.role, options.name, directory)

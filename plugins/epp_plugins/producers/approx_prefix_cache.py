@@ -64,8 +64,6 @@ TUNE_INTERVAL = 1.0
 _STATE = "ApproxPrefixCacheState"
 _MAX_DUMPED = 100
 
-_Natural = Annotated[int, Meta(ge=0)]
-
 
 class ApproxPrefixCacheParams(Params, frozen=True):
     """Names and defaults of llm-d-router; `maxIndexBytes` is ours.
@@ -75,13 +73,19 @@ class ApproxPrefixCacheParams(Params, frozen=True):
     `lruCapacityPerServer`: blocks per endpoint where it is not known from the server (0: the default).
     """
 
-    auto_tune: bool = True
-    block_size_tokens: Annotated[int, Meta(ge=1)] = 16
-    block_size: Annotated[int, Meta(ge=1)] | None = None
-    max_prefix_blocks_to_match: _Natural = 2048
-    max_prefix_tokens_to_match: _Natural = 131072
-    lru_capacity_per_server: _Natural = DEFAULT_CAPACITY
-    max_index_bytes: Annotated[int, Meta(ge=1 << 20)] = 512 << 20
+    auto_tune: Annotated[bool, Meta(description="block size and capacity as the servers report them")] = True
+    block_size_tokens: Annotated[int, Meta(ge=1, description="tokens in a block, at least 64 in effect")] = 16
+    block_size: Annotated[int, Meta(ge=1, description="deprecated name of blockSizeTokens")] | None = None
+    max_prefix_blocks_to_match: Annotated[
+        int, Meta(ge=0, description="blocks hashed of a prompt where maxPrefixTokensToMatch is 0; 0: no limit")
+    ] = 2048
+    max_prefix_tokens_to_match: Annotated[
+        int, Meta(ge=0, description="tokens hashed of a prompt; 0: maxPrefixBlocksToMatch counts")
+    ] = 131072
+    lru_capacity_per_server: Annotated[
+        int, Meta(ge=0, description="blocks per server where it does not report its capacity; 0: the default")
+    ] = DEFAULT_CAPACITY
+    max_index_bytes: Annotated[int, Meta(ge=1 << 20, description="memory of the whole index")] = 512 << 20
 
 
 class _Prepared:

@@ -71,11 +71,13 @@ class InflightLoadParams(Params, frozen=True):
     accepted and has no effect: replicas do not share their counts.
     """
 
-    add_estimated_output_tokens: bool = False
-    output_ratio: Annotated[float, Meta(ge=0)] = 1.5
-    max_estimated_output_tokens: Annotated[int, Meta(ge=0)] = 0
-    prefix_match_info_producer_name: str = ""
-    sync_cross_replica_state: bool = True
+    add_estimated_output_tokens: Annotated[bool, Meta(description="count the answer too, estimated")] = False
+    output_ratio: Annotated[float, Meta(ge=0, description="estimated output tokens per prompt token")] = 1.5
+    max_estimated_output_tokens: Annotated[int, Meta(ge=0, description="bound of the estimate; 0: none")] = 0
+    prefix_match_info_producer_name: Annotated[
+        str, Meta(description="whose matches count as cached; empty: the approximate one, else the only one")
+    ] = ""
+    sync_cross_replica_state: Annotated[bool, Meta(description="no effect: replicas do not share counts")] = True
 
 
 class _Hold:

@@ -14,6 +14,9 @@ Failure behaviour: a request without the header or cookie, or with an empty one,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta
 
 from epp.api import SESSION_ID, DataKey, Endpoints, InferenceRequest, Params, PluginContext, Producer
 
@@ -21,8 +24,8 @@ from epp.api import SESSION_ID, DataKey, Endpoints, InferenceRequest, Params, Pl
 class SessionIdParams(Params, frozen=True):
     """Where the session id is found."""
 
-    header_name: str = ""
-    cookie_name: str = ""
+    header_name: Annotated[str, Meta(description="request header with the id; or")] = ""
+    cookie_name: Annotated[str, Meta(description="cookie with the id")] = ""
 
     def __post_init__(self) -> None:
         if bool(self.header_name) == bool(self.cookie_name):

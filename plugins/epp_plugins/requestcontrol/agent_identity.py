@@ -15,6 +15,9 @@ Failure behaviour: a request with none of the headers stays as it is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta
 
 from epp.api import AGENT_IDENTITY, DataKey, InferenceRequest, Params, Plugin, PluginContext
 
@@ -25,7 +28,9 @@ DEFAULT_FAIRNESS_ID = "default-flow"
 class AgentIdentityParams(Params, frozen=True):
     """Header names are compared without regard to case."""
 
-    additional_session_headers: tuple[str, ...] = ()
+    additional_session_headers: Annotated[
+        tuple[str, ...], Meta(description="request headers looked at before the known ones")
+    ] = ()
 
 
 class AgentIdentity(Plugin[AgentIdentityParams]):

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 import epp
-from epp.cli.plugins import parameters, run, summary
+from epp.cli.plugins import describe, parameters, run, summary
 from epp.cli.plugins_new import ROLES
 from epp.config import Duration, Quantity
 from epp.registry import Catalog
@@ -44,6 +44,13 @@ def test_one_type_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_type(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["token-prodcer"]) == 1
     assert "did you mean `token-producer`" in capsys.readouterr().err
+    assert run(["token-prodcer", "--output", "json"]) == 1
+    told = capsys.readouterr()
+    assert told.err == ""
+    assert json.loads(told.out)["error"] == {
+        "message": "unknown plugin type `token-prodcer`",
+        "fix": "did you mean `token-producer`?",
+    }
 
 
 class Broken(epp.Scorer[epp.NoParams]):
@@ -115,6 +122,18 @@ def test_parameters_are_described() -> None:
     assert [one["required"] for one in parameters(Everything)][:2] == [True, False]
 
 
+def test_every_parameter_of_our_plugins_is_described() -> None:
+    catalog = Catalog.load()
+    silent = [
+        f"{kind}: {one['name']}"
+        for kind in catalog.types()
+        if catalog.origin(kind).startswith("epp ")
+        for one in describe(catalog, kind)["parameters"]
+        if "." not in one["name"] and not one["description"]
+    ]
+    assert silent == []
+
+
 def test_the_summary_is_the_first_sentence() -> None:
     assert summary(Catalog.load().resolve("passthrough-parser")) == "Any body, not looked at."
 
@@ -134,6 +153,12 @@ def test_a_new_package_passes_its_own_test(role: str, tmp_path: Path, capsys: py
         check=False,
     )
     assert tested.returncode == 0, tested.stdout
+
+
+def test_a_type_that_exists_is_not_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["new", "scorer", "queue-scorer", "--dir", str(tmp_path / "new")]) == 1
+    assert "`queue-scorer` exists already (epp " in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
