@@ -1,7 +1,8 @@
 """`--ha-enable-leader-election`: one of several replicas serves, the others are warm, not ready, and refuse.
 
 A replica that loses the lease to another serves for `STEP_DOWN_SECONDS` more: the gateway needs a moment to see that it
-is not ready any more. One that drains gives the lease back at once and serves until the drain is over.
+is not ready any more. One that drains gives the lease back at once, stays ready until the gateway knows the next one,
+and serves until the drain is over.
 """
 
 from __future__ import annotations
@@ -97,9 +98,16 @@ class Leadership:
         self._pool.stand_by(True)
         await self.election.start()
 
-    async def release(self) -> None:
-        """The drain begins: the next leader need not wait for the lease to run out."""
+    async def hand_over(self, patience: float) -> None:
+        """The drain begins: give the lease back, so that the next leader need not wait for it to run out.
+
+        The leader stays ready until another one leads and the gateway has had time to see that: otherwise there would
+        be a moment in which it knows of nobody. `patience`: seconds at most, two thirds of them for a successor.
+        """
+        leads = self.election.role is Role.LEADER
         await self.election.release()
+        if leads and await self.election.succeeded(patience * 2 / 3):
+            await asyncio.sleep(patience / 3)
 
     async def stop(self) -> None:
         """The end."""

@@ -146,10 +146,10 @@ class KubernetesMode:
         if self.connection is not None:
             await self.connection.close()
 
-    async def release(self) -> None:
-        """The drain begins."""
+    async def hand_over(self, patience: float) -> None:
+        """The drain begins. Returns when this replica need not be ready any more, at most `patience` seconds later."""
         if self.leadership is not None:
-            await self.leadership.release()
+            await self.leadership.hand_over(patience)
 
     async def _follow(self, connection: ApiConnection) -> None:
         options, namespace = self._options, namespace_of(self._options, self._environment)

@@ -51,6 +51,9 @@ from epp.transport.tls import ServerTlsFactory, server_context
 
 log = logging.getLogger("epp")
 
+_HAND_OVER = 0.75
+"""Part of the drain window in which a leader may still be ready: half of it for somebody to follow, a quarter for the
+gateway to notice."""
 LAST_STREAMS_SECONDS = 90.0
 """How long open streams may go on after the drain window: with the default 30 s before it, within the 130 s that
 charts give a pod to end (`terminationGracePeriodSeconds`)."""
@@ -226,12 +229,17 @@ class Picker:
         )
 
     async def drain(self) -> None:
-        """Not ready any more, but serving for `--drain-timeout`; then no new streams, and time for the open ones."""
-        log.info("draining: not ready, serving for %.0f s more", self.options.drain_timeout)
-        self.health.update(draining=True)
+        """Not ready any more, but serving for `--drain-timeout`; then no new streams, and time for the open ones.
+
+        A leader stays ready for up to three quarters of it, until another one is.
+        """
+        ends = self.clock() + self.options.drain_timeout
         if self.kubernetes is not None:
-            await self.kubernetes.release()
-        await asyncio.sleep(self.options.drain_timeout)
+            await self.kubernetes.hand_over(self.options.drain_timeout * _HAND_OVER)
+        left = max(0.0, ends - self.clock())
+        log.info("draining: not ready, serving for %.0f s more", left)
+        self.health.update(draining=True)
+        await asyncio.sleep(left)
         if self._server is not None:
             await self._server.drain(LAST_STREAMS_SECONDS)
 

@@ -126,6 +126,22 @@ class LeaderElection:
         except Exception as error:
             log.warning("could not give the lease back, it will run out: %s", error or type(error).__name__)
 
+    async def succeeded(self, patience: float) -> bool:
+        """After `release`: whether another replica has taken the lease within so many seconds."""
+        try:
+            async with asyncio.timeout(patience):
+                while True:
+                    try:
+                        lease = await self._store.get()
+                    except Exception as error:
+                        log.warning("who leads now is not known: %s", error or type(error).__name__)
+                        lease = None
+                    if lease is not None and lease.holder not in ("", self.identity):
+                        return True
+                    await asyncio.sleep(self.settings.retry_period / 4)
+        except TimeoutError:
+            return False
+
     async def _run(self) -> None:
         while True:
             await self.attempt()

@@ -57,6 +57,20 @@ class Replica:
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log, env=environment)
 
+    async def warm(self) -> None:
+        """Until it could lead."""
+        url = f"http://127.0.0.1:{self.ports[2]}/metrics"
+        async with aiohttp.ClientSession() as client:
+            for _ in range(600):
+                assert self.process is not None
+                assert self.process.returncode is None, self.name
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with client.get(url) as answer:
+                        if "leader_election_eligible 1" in await answer.text():
+                            return
+                await asyncio.sleep(0.1)
+        raise AssertionError(f"{self.name} does not get ready")
+
     async def stop(self) -> None:
         if self.process is not None:
             await end(self.process, 15.0)
@@ -161,6 +175,9 @@ async def test_the_leader_goes_again_and_again(tmp_path: Path) -> None:
             assert old is not None
             assert old.process is not None
             holders.add(old.name)
+            # As a Deployment replaces its pods: who has come back is ready before the next one goes.
+            await asyncio.gather(*(replica.warm() for replica in replicas))
+            assert leader() is old
             began = time.monotonic()
             if number % 2:
                 old.process.send_signal(signal.SIGKILL)

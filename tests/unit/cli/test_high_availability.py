@@ -23,8 +23,11 @@ class Store:
 
     def __init__(self) -> None:
         self.lease: Lease | None = None
+        self.away = False
 
     async def get(self) -> Lease | None:
+        if self.away:
+            raise ConnectionRefusedError
         return self.lease
 
     async def create(self, lease: Lease) -> Lease:
@@ -90,12 +93,65 @@ async def test_a_leader_serves_and_a_follower_refuses() -> None:
     assert waiting.status("readiness") is ServingStatus.NOT_SERVING
     assert waiting.status("liveness") is ServingStatus.SERVING
     await second.stop()
-    await first.release()
+    await first.hand_over(0.0)
     assert health.ready  # it drains, and serves meanwhile
     assert not pool.standby
     assert store.lease is not None
     assert store.lease.holder == ""
     await first.stop()
+
+
+async def test_who_hands_over_waits_until_the_gateway_knows_the_next_one() -> None:
+    store = Store()
+    first, *_ = leadership(store)
+    await first.start()
+    await until(lambda: first.election.role is Role.LEADER)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    await first.hand_over(0.3)  # nobody follows
+    assert loop.time() - began >= 0.15
+    assert store.lease is not None
+    assert store.lease.holder == ""
+    second, other, ready, _ = leadership(store, "other")
+    handing = asyncio.create_task(first.hand_over(6.0))
+    await asyncio.sleep(0.05)
+    await second.start()
+    await until(lambda: ready.ready)
+    assert not handing.done()  # both are ready for a while
+    assert not other.standby
+    async with asyncio.timeout(30.0):
+        await handing
+    await first.stop()
+    await second.hand_over(0.0)
+    assert store.lease.holder == ""
+    await second.stop()
+
+
+async def test_without_an_api_server_nobody_is_known_to_follow() -> None:
+    store = Store()
+    first, *_ = leadership(store)
+    await first.start()
+    await until(lambda: first.election.role is Role.LEADER)
+    store.away = True
+    async with asyncio.timeout(10.0):
+        await first.hand_over(0.1)
+    assert not await first.election.succeeded(0.05)
+    await first.stop()
+
+
+async def test_a_follower_hands_nothing_over() -> None:
+    store = Store()
+    first, *_ = leadership(store)
+    second, *_ = leadership(store, "other")
+    await first.start()
+    await until(lambda: first.election.role is Role.LEADER)
+    await second.start()
+    async with asyncio.timeout(5.0):
+        await second.hand_over(60.0)
+    assert store.lease is not None
+    assert store.lease.holder == "me"
+    await first.stop()
+    await second.stop()
 
 
 async def test_who_lost_the_lease_serves_until_the_gateway_has_noticed() -> None:
