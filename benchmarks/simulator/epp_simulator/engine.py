@@ -150,7 +150,10 @@ class Engine:
         """Until the first token."""
         loaded = job.lease.loaded_tokens if job.lease else 0
         known = max(job.cached_tokens, min(job.remote_tokens, job.prompt_tokens - 1))
-        await asyncio.sleep(self.latency.prefill(job.prompt_tokens, known, len(self.running), loaded))
+        seconds = self.latency.prefill(job.prompt_tokens, known, len(self.running), loaded)
+        if job.remote_tokens:
+            seconds += self.latency.transfer(job.remote_tokens)
+        await asyncio.sleep(seconds)
         job.first_token = time.perf_counter()
         job.generated = 1
         self._step()

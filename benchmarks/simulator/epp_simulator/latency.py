@@ -2,6 +2,7 @@
 
     constant  : prefill = time-to-first-token
     per-token : prefill = prefill-overhead + uncached tokens * prefill-time-per-token
+    transfer  : kv-cache-transfer-latency, or tokens * kv-cache-transfer-time-per-token, of what another server read
     factor    : 1 + (time-factor-under-load - 1) * (running - 1) / (max-num-seqs - 1), on prefill and token gaps
     jitter    : normal, standard deviation at most 30 % of the mean, clamped to 70 % around it
 
@@ -24,6 +25,9 @@ class LatencyModel:
         constant = options.time_to_first_token or options.time_to_first_token_std_dev
         calculator = options.latency_calculator or ("constant" if constant else "per-token")
         self._per_token = calculator == "per-token"
+        constant = options.kv_cache_transfer_latency or options.kv_cache_transfer_latency_std_dev
+        calculator = options.latency_calculator or ("constant" if constant else "per-token")
+        self._transfer_per_token = calculator == "per-token"
 
     def prefill(self, prompt_tokens: int, cached_tokens: int, running: int, loaded_tokens: int = 0) -> float:
         """Time until the first token, without queueing. `loaded_tokens` of the cached ones come from the CPU tier."""
@@ -35,6 +39,15 @@ class LatencyModel:
             mean, deviation = options.time_to_first_token, options.time_to_first_token_std_dev
         loading = loaded_tokens * options.kv_onload_time_per_token
         return self._jitter(mean, deviation) * self.load_factor(running) + loading
+
+    def transfer(self, tokens: int) -> float:
+        """Time to fetch the KV cache of so many tokens from the server that read them. Load does not matter."""
+        options = self._options
+        if self._transfer_per_token:
+            return self._jitter(
+                tokens * options.kv_cache_transfer_time_per_token, options.kv_cache_transfer_time_std_dev
+            )
+        return self._jitter(options.kv_cache_transfer_latency, options.kv_cache_transfer_latency_std_dev)
 
     def token_gap(self, running: int) -> float:
         """Time between two tokens."""

@@ -14,11 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from epp.config.duration import Duration
+from epp.config.errors import did_you_mean
 from epp_simulator.event_config import KVEventsConfig
 from epp_simulator.kv_events import RELEASES, Group
 
@@ -55,6 +56,10 @@ class SimOptions:
     prefill_overhead: float = _option(0.0, "prefill time independent of length (per-token)", "duration")
     prefill_time_per_token: float = _option(0.0, "prefill time per uncached token (per-token)", "duration")
     prefill_time_std_dev: float = _option(0.0, "its standard deviation", "duration")
+    kv_cache_transfer_latency: float = _option(0.0, "time to fetch what another server read (constant)", "duration")
+    kv_cache_transfer_latency_std_dev: float = _option(0.0, "its standard deviation", "duration")
+    kv_cache_transfer_time_per_token: float = _option(0.0, "the same per token (per-token)", "duration")
+    kv_cache_transfer_time_std_dev: float = _option(0.0, "its standard deviation", "duration")
     time_factor_under_load: float = _option(1.0, "how much slower a full batch is (>= 1)")
     enable_kvcache: bool = _option(False, "keep prefix blocks: reuse, pinning, eviction")
     kv_cache_size: int = _option(1024, "blocks of the KV cache; as in vLLM one of them is never used")
@@ -189,11 +194,16 @@ _IGNORED = (
     "tensor-parallel-size",
     "max-cpu-loras",
     "event-batch-size",  # a step is a batch, as in vLLM
+    "fake-metrics-refresh-interval",  # they are computed when the page is read
+    "render-url",  # the tokenizer is built in
+    "render-timeout",
+    "mm-render-timeout",
 )
 _IGNORED_SWITCHES = (
     "enforce-eager",
     "enable-prefix-caching",
     "force-dummy-tokenizer",
+    "log-http",
     "enable-prompt-tokens-details",
     "enable-scale-out",
 )
@@ -209,7 +219,7 @@ _MAP_FORMAT = "use_vllm_map_event_format"  # llm-d-inference-sim's choice betwee
 
 def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> SimOptions:
     """Options from a command line. Raises ValueError for a bad value or an unknown YAML key."""
-    parser = argparse.ArgumentParser(prog="epp sim", description="Simulated vLLM servers.", allow_abbrev=False)
+    parser = _Parser(prog="epp sim", description="Simulated vLLM servers.", allow_abbrev=False)
     parser.add_argument("--config", type=Path, help="YAML file with the same names as the flags")
     for option in fields(SimOptions):
         flag = "--" + option.name.replace("_", "-")
@@ -227,7 +237,10 @@ def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> S
         "--use-vllm-map-event-format", nargs="?", const="true", help="true: --kv-events-schema 0.32, false: 0.15"
     )
     parser.add_argument("--num-gpu-blocks-override", dest="kv_cache_size", help="vLLM's name of --kv-cache-size")
-    given = vars(parser.parse_args(argv))
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        raise ValueError(f"unknown argument {rest[0]!r}{_meant(rest[0])}")
+    given = vars(namespace)
     values = from_file(given["config"]) if given["config"] else {}
     for variable, name in _ENVIRONMENT.items():
         if environment.get(variable):
@@ -238,6 +251,19 @@ def parse(argv: Sequence[str], environment: Mapping[str, str] = os.environ) -> S
         if given[option.name] is not None:
             values[option.name] = _convert(option.name, given[option.name])
     return SimOptions(**values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line, as for every other bad option, instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _meant(word: str) -> str:
+    name = word.lstrip("-").partition("=")[0].replace("_", "-")
+    hint = did_you_mean(name, [option.name.replace("_", "-") for option in fields(SimOptions)])
+    return f" ({hint})" if hint else ""
 
 
 def from_file(path: Path) -> dict[str, Any]:
@@ -253,7 +279,7 @@ def from_file(path: Path) -> dict[str, Any]:
         elif name == _MAP_FORMAT:
             values.setdefault("kv_events_schema", _format(value))
         elif name not in ignored:
-            raise ValueError(f"{path}: unknown key {key!r}")
+            raise ValueError(f"{path}: unknown key {key!r}{_meant(str(key))}")
     return values
 
 

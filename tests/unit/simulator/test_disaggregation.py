@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -65,6 +66,20 @@ async def test_the_prompt_is_read_by_the_server_in_the_header(pair: Pair, path: 
     assert whole.get("kv_transfer_params") is None
     status, _ = await pair.ask(path, BODIES[path])
     assert (status, pair.prefill.requests) == (200, 1)
+
+
+async def test_fetching_the_cache_takes_the_time_that_is_set() -> None:
+    base: dict[str, Any] = {"port": 0, "model": "tiny", "enable_kvcache": True, "block_size": 16}
+    async with (
+        Fleet(SimOptions(**base, pd_sidecar=True, kv_cache_transfer_latency=0.4)) as decode,
+        Fleet(SimOptions(**base)) as prefill,
+        aiohttp.ClientSession() as session,
+    ):
+        pair = Pair(decode, prefill, session)
+        path, body = next(iter(BODIES.items()))
+        began = time.monotonic()
+        assert (await pair.ask(path, body, x_prefiller_host_port=pair.prefiller))[0] == 200
+        assert time.monotonic() - began >= 0.4
 
 
 async def test_a_stream_comes_from_the_decode_server(pair: Pair) -> None:

@@ -30,6 +30,28 @@ def test_environment_and_aliases(tmp_path: Path) -> None:
     assert parse(["--config", str(config), "--kv-events-schema", "0.20"], {}).kv_events_schema == "0.20"
 
 
+def test_the_sample_configuration_of_llm_d_inference_sim(tmp_path: Path) -> None:
+    config = tmp_path / "sim.yaml"
+    config.write_text(
+        "port: 8001\nmodel: Qwen/Qwen2-0.5B\nmax-num-seqs: 5\nmode: random\ntime-to-first-token: 2000\n"
+        "inter-token-latency: 1s\nkv-cache-transfer-latency: 100ms\nevent-batch-size: 16\n"
+        'fake-metrics-refresh-interval: 100ms\nlora-modules:\n- \'{"name":"food-review-1"}\'\nseed: 100100100\n'
+    )
+    options = parse(["--config", str(config)], {})
+    assert (options.time_to_first_token, options.kv_cache_transfer_latency) == (2.0, 0.1)
+    assert options.lora_modules == ("food-review-1",)
+
+
+def test_misspelled_options_are_one_line_with_a_suggestion(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^unknown argument '--max-num-seq' \(did you mean `max-num-seqs`\?\)$"):
+        parse(["--model", "m", "--max-num-seq", "5"], {})
+    with pytest.raises(ValueError, match="--port: expected one argument"):
+        parse(["--model", "m", "--port"], {})
+    (tmp_path / "sim.yaml").write_text("model: m\nmax_num_seq: 5\n")
+    with pytest.raises(ValueError, match=r"unknown key 'max_num_seq' \(did you mean `max-num-seqs`\?\)"):
+        parse(["--config", str(tmp_path / "sim.yaml")], {})
+
+
 def test_zmq_endpoint_is_short_for_the_configuration() -> None:
     options = SimOptions(
         model="m", enable_kvcache=True, zmq_endpoint="tcp://127.0.0.1:5557", kv_events_replay_endpoint="tcp://*:6000"

@@ -27,6 +27,24 @@ def test_per_token_prefill_counts_uncached_tokens_and_load() -> None:
     assert model.load_factor(3) == pytest.approx(2.0)
 
 
+def test_fetching_what_another_server_read_takes_the_transfer_time() -> None:
+    constant = LatencyModel(SimOptions(model="m", kv_cache_transfer_latency=0.1), random.Random(1))
+    assert constant.transfer(7) == constant.transfer(70) == 0.1
+    per_token = LatencyModel(SimOptions(model="m", kv_cache_transfer_time_per_token=0.001), random.Random(1))
+    assert per_token.transfer(70) == pytest.approx(0.07)
+    chosen = SimOptions(
+        model="m",
+        latency_calculator="per-token",
+        kv_cache_transfer_latency=0.1,
+        kv_cache_transfer_time_per_token=0.001,
+        time_factor_under_load=3.0,
+    )
+    assert LatencyModel(chosen, random.Random(1)).transfer(10) == pytest.approx(0.01)
+    wide = SimOptions(model="m", kv_cache_transfer_latency=0.1, kv_cache_transfer_latency_std_dev=10.0)
+    samples = [LatencyModel(wide, random.Random(seed)).transfer(1) for seed in range(200)]
+    assert 0.03 - 1e-9 <= min(samples) < max(samples) <= 0.17 + 1e-9
+
+
 def test_constant_prefill_when_a_ttft_is_given_and_jitter_is_clamped() -> None:
     options = SimOptions(model="m", time_to_first_token=0.1, time_to_first_token_std_dev=10.0)
     model = LatencyModel(options, random.Random(1))
