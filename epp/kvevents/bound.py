@@ -26,6 +26,8 @@ class BoundStream:
     def __init__(self, endpoint: str, rank: int, address: str) -> None:
         self.state = PublisherState(endpoint, rank, address, None)
         self.tracker = SequenceTracker()
+        self.torn = False
+        """Messages of the present process are lost."""
 
 
 def topic_endpoint(topic: bytes) -> str | None:
@@ -126,9 +128,11 @@ class BoundSubscription:
             case Step.GAP if tracker.last is not None:
                 state.gaps += 1
                 state.lost += seq - tracker.last - 1
+                stream.torn = True
             case Step.RESTART:
                 state.restarts += 1
                 state.lost += seq
+                stream.torn = seq > 0
                 tracker.restarted()
                 self._host.clear_endpoint(endpoint)
             case _:
@@ -138,4 +142,4 @@ class BoundSubscription:
         state.last_event_at = self._host.clock()
         state.lag = self._host.wall_clock() - batch.timestamp
         if batch.events:
-            self._host.apply(state, batch)
+            self._host.apply(state, batch.doubtful() if stream.torn else batch)

@@ -85,6 +85,14 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
     rank: int
     events: list[KVEvent]
 
+    def doubtful(self) -> Batch:
+        """The same, but what it stores is no proof of a further copy (`BlockStored.again`)."""
+        events = [
+            msgspec.structs.replace(event, again=True) if isinstance(event, BlockStored) else event
+            for event in self.events
+        ]
+        return Batch(self.timestamp, self.rank, events)
+
 
 class Decoder:
     """Reads the messages of one publisher, in order.

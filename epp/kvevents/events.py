@@ -24,7 +24,8 @@ class BlockStored(msgspec.Struct, frozen=True):
 
     `token_ids` holds `len(block_hashes) * block_size` ids, or nothing when the event only moves known blocks to another
     tier. `parent_hash` None: the run starts a prompt. `medium`: the tier in lower case ("gpu", "cpu", "storage", ...),
-    "gpu" when the engine does not say. `lora_name` empty: the base model. `extras`: one per block, or empty.
+    "gpu" when the engine does not say. `lora_name` empty: the base model. `extras`: one per block, or empty. `again`:
+    the same store may have been told before, or removals before it may be lost, so it is no proof of a further copy.
     """
 
     block_hashes: Sequence[int]
@@ -35,6 +36,7 @@ class BlockStored(msgspec.Struct, frozen=True):
     medium: str = "gpu"
     extras: tuple[BlockExtras | None, ...] = ()
     group: int = 0
+    again: bool = False
 
 
 class BlockRemoved(msgspec.Struct, frozen=True):

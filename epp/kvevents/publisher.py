@@ -36,6 +36,8 @@ class Subscription:
         self._plan: ReplayPlan | None = None
         self._damaged = False  # something is to be repaired by a replay, as soon as one may run
         self._torn = False  # events are missing between those that were applied
+        self._told = -1  # up to this number of the present process events may be applied for a second time
+        self._doubtful = False  # such, or those after a loss, are in `_pieces`
         self._refill = False  # what is to be repaired is another rank's doing
         self._failures = 0
         self._replay_at = 0.0
@@ -92,7 +94,7 @@ class Subscription:
             if batch is None:
                 self._pieces = None
             else:
-                self._host.apply(self.state, batch)
+                self._host.apply(self.state, batch.doubtful() if self._doubtful else batch)
             return True
         plan = self._plan
         if plan is not None and plan.conversation is not None:
@@ -203,6 +205,7 @@ class Subscription:
 
     def _forget(self) -> None:
         self._damaged = self._torn = False
+        self._told = -1
         self.tracker.restarted()
         self._decoder.forget()
         self._host.clear(self)
@@ -239,6 +242,8 @@ class Subscription:
             torn = answer.seq > 0 and (self._torn or (last is not None and answer.seq > last + 1))
             if plan.clear == "always" or torn or (plan.clear == "if-complete" and answer.seq == 0):
                 self._forget()
+            elif last is not None:
+                self._told = last
             self.tracker.restarted()
             self.tracker.replaced()  # it may be: nothing is compared with the former process here
             plan.rebuild = False  # from here on a broken answer is continued where it broke
@@ -333,6 +338,7 @@ class Subscription:
         state, host = self.state, self._host
         state.last_seq = seq
         state.last_event_at = host.clock()
+        self._doubtful = self._torn or seq <= self._told
         if len(payload) > MAX_WHOLE_BYTES:
             self._pieces = self._decoder.pieces(payload)
             return
@@ -342,7 +348,7 @@ class Subscription:
         if live:
             state.lag = host.wall_clock() - batch.timestamp
         if batch.events:
-            host.apply(state, batch)
+            host.apply(state, batch.doubtful() if self._doubtful else batch)
 
     def _read_monitor(self) -> None:
         if self._monitor is None:

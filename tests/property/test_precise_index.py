@@ -1,6 +1,11 @@
-"""The precise index against the obvious model: one dictionary of blocks per endpoint, tier and cache group."""
+"""The precise index against the obvious model: one dictionary of blocks per endpoint, tier and cache group.
+
+A block that is stored again by an event with a parent is a copy: it takes another removal.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 from hypothesis import settings
@@ -42,8 +47,8 @@ class AgainstModel(RuleBasedStateMachine):
         self.index = PreciseIndex(1 << 22, weights=WEIGHTS)
         for endpoint in ENDPOINTS:
             self.index.lanes.assign(endpoint)
-        # endpoint -> {(tier, group): set of (adapter, prefix)}
-        self.model: dict[str, dict[tuple[str, int], set[tuple[str, tuple[int, ...]]]]] = {}
+        # endpoint -> {(tier, group): {(adapter, prefix): copies beyond the first, by engine hash}}
+        self.model: dict[str, dict[tuple[str, int], dict[tuple[str, tuple[int, ...]], Counter[int]]]] = {}
 
     @rule(
         endpoint=endpoints,
@@ -65,8 +70,13 @@ class AgainstModel(RuleBasedStateMachine):
             parent = engine_hash(seed, adapter, prompt[:begin]) if begin else None
             events.append(BlockStored(hashes, parent, tokens(part), SIZE, adapter, medium, (), group))
         self.index.apply(endpoint, events)
-        blocks = self.model.setdefault(endpoint, {}).setdefault((medium, group), set())
-        blocks.update((adapter, prompt[: n + 1]) for n in range(len(prompt)))
+        blocks = self.model.setdefault(endpoint, {}).setdefault((medium, group), {})
+        for n in range(len(prompt)):
+            copies = blocks.get((adapter, prompt[: n + 1]))
+            if copies is None:
+                blocks[adapter, prompt[: n + 1]] = Counter()
+            elif n >= cut:
+                copies[engine_hash(seed, adapter, prompt[: n + 1])] += 1
 
     @rule(endpoint=endpoints, prompt=prompts, medium=media, group=groups, seed=seeds, adapter=adapters, data=st.data())
     def remove(
@@ -83,8 +93,12 @@ class AgainstModel(RuleBasedStateMachine):
         gone = engine_hash(seed, adapter, prompt[:end])
         known = self.index.blocks.by_engine(np.array([gone], dtype=np.uint64))[0] >= 0
         self.index.apply(endpoint, [BlockRemoved([gone], medium, group)])
-        if known:
-            self.model.get(endpoint, {}).get((medium, group), set()).discard((adapter, prompt[:end]))
+        held = self.model.get(endpoint, {}).get((medium, group), {})
+        copies = held.get((adapter, prompt[:end]), Counter[int]())
+        if copies[gone]:
+            copies[gone] -= 1
+        elif known:
+            held.pop((adapter, prompt[:end]), None)
 
     @rule(endpoint=endpoints, prompt=prompts, medium=media, adapter=adapters)
     def speculate(self, endpoint: str, prompt: tuple[int, ...], medium: str, adapter: str) -> None:

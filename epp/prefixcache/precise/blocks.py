@@ -42,6 +42,8 @@ class Blocks:
         self._reserved = max(1024, min(max_blocks, int(max_bytes / (_FIXED_BYTES + _WORD_BYTES))))
         self.evicted = 0
         self.clock = 1
+        self.all_new = False
+        """The latest `upsert` has found nothing: nobody holds its rows, and none of them comes twice."""
         self._reset()
 
     def _reset(self) -> None:
@@ -133,6 +135,7 @@ class Blocks:
 
         -1 where the engine's hash is already known for another block: such a report contradicts an earlier one.
         """
+        self.all_new = False
         count, table = len(keys), self._table
         if (room := self.capacity - self.count) < count:
             self._evict(count - room)
@@ -148,6 +151,7 @@ class Blocks:
                 self.engine[rows] = engines
                 self.used[rows] = self.clock
                 table.commit(plan, np.concatenate((rows, rows + self._reserved)))
+                self.all_new = True
                 return rows
             wrong = (known >= 0) & (self.key.take(known) != keys)
             if wrong.any():

@@ -43,7 +43,8 @@ class PreciseIndex:
     """The sink of KV cache events, and the source of matches. Not thread-safe: event loop only.
 
     `max_bytes` bounds the memory, `max_blocks` the number of different blocks; the least recently used make room.
-    `weights`: by tier name, lower case; 1.0 for others. `seed` is mixed into every key.
+    `weights`: by tier name, lower case; 1.0 for others. `seed` is mixed into every key. `copies`: a block that is
+    stored twice is removed twice, as vLLM does it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PreciseIndex:
         max_blocks: int = 1 << 30,
         weights: Mapping[str, float] = DEFAULT_WEIGHTS,
         seed: str = "",
+        copies: bool = True,
         log: logging.Logger = _log,
     ) -> None:
         self.blocks = Blocks(max_bytes, max_blocks)
@@ -60,7 +62,7 @@ class PreciseIndex:
         self.lanes = Lanes()
         self.tiers = Tiers(weights)
         self.speculation = Speculation()
-        self._ingestion = Ingestion(self.blocks, self.lanes, self.tiers, self.hasher, self.clear)
+        self._ingestion = Ingestion(self.blocks, self.lanes, self.tiers, self.hasher, self.clear, copies=copies)
         self._log = log
         self._wipe: NDArray[np.uint64] | None = None
         self._cursor = 0
@@ -96,6 +98,9 @@ class PreciseIndex:
 
     def clear(self, endpoint: str) -> None:
         """Forget all that this endpoint holds. At once for every question asked from now on."""
+        lane = self.lanes.get(endpoint)
+        if lane is not None and self._ingestion.copies is not None:
+            self._ingestion.copies.forget(lane)
         if self.lanes.release(endpoint):
             self.counters.clears += 1
         self._ingestion.endpoint_sizes.pop(endpoint, None)

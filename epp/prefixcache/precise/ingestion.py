@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from epp.prefixcache.precise.blocks import Blocks, Plane, different
+from epp.prefixcache.precise.copies import Copies
 from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
 from epp.prefixcache.precise.lookup import Rows
@@ -45,21 +46,33 @@ class Counters:
     unknown_removals: int = 0
     conflicts: int = 0
     malformed: int = 0
+    copies: int = 0
     clears: int = 0
     block_sizes_refused: int = 0
     expired: int = 0
 
 
 class Ingestion:
-    """Applies events. `clear`: what an endpoint holds is to be forgotten, all before it has been applied."""
+    """Applies events. `clear`: what an endpoint holds is to be forgotten, all before it has been applied.
+
+    `copies`: a block that is stored twice is removed twice.
+    """
 
     def __init__(
-        self, blocks: Blocks, lanes: Lanes, tiers: Tiers, hasher: BlockHasher, clear: Callable[[str], None]
+        self,
+        blocks: Blocks,
+        lanes: Lanes,
+        tiers: Tiers,
+        hasher: BlockHasher,
+        clear: Callable[[str], None],
+        *,
+        copies: bool,
     ) -> None:
         self.counters = Counters()
         self.adapters: set[str] = set()
         self.block_sizes: list[int] = []
         self.endpoint_sizes: dict[str, int] = {}
+        self.copies: Copies | None = Copies() if copies else None
         self._blocks = blocks
         self._lanes = lanes
         self._tiers = tiers
@@ -179,28 +192,34 @@ class Ingestion:
         if not len(stored.keys):
             return
         rows = blocks.upsert(stored.keys, stored.engines)
+        engines = stored.engines
         event_of: Rows | None = None
         if rows.min() < 0:
             good = np.flatnonzero(rows >= 0)
             counters.conflicts += len(rows) - len(good)
             event_of = stored.event.take(good)
-            rows = rows.take(good)
+            rows, engines = rows.take(good), engines.take(good)
         lanes = {owner: self._lanes.assign(owner) for owner in dict.fromkeys(owners)}
         self.endpoint_sizes.update(dict.fromkeys(lanes, events[0].block_size))
         planes = {(event.medium, event.group) for event in events}
         if len(lanes) == 1 == len(planes):
-            self.hold(self._plane(events[0]), lanes[owners[0]], rows)
+            plane, lane = self._plane(events[0]), lanes[owners[0]]
+            if self._may_be_copies and (again := self._held(plane, lane, rows)) is not None:
+                if event_of is None:
+                    event_of = stored.event
+                self._copied(plane, np.full(len(again), lane), engines[again], event_of[again], events)
+            self.hold(plane, lane, rows)
         else:
             if event_of is None:
                 event_of = stored.event
             lane_of = np.array([lanes[owner] for owner in owners])
             if len(planes) == 1:
-                self._hold_all(self._plane(events[0]), lane_of.take(event_of), rows)
+                self._hold_all(self._plane(events[0]), lane_of, rows, engines, event_of, events)
             else:
                 plane_of = [self._plane(event) for event in events]
                 for plane in set(plane_of):
                     chosen = np.array([own == plane for own in plane_of]).take(event_of)
-                    self._hold_all(plane, lane_of.take(event_of[chosen]), rows[chosen])
+                    self._hold_all(plane, lane_of, rows[chosen], engines[chosen], event_of[chosen], events)
         for name in {event.lora_name for event in events}:
             if name and len(self.adapters) < MAX_ADAPTERS:
                 self.adapters.add(name)
@@ -209,8 +228,46 @@ class Ingestion:
     def _plane(self, event: BlockStored | BlockRemoved) -> Plane:
         return self._tiers.number(event.medium), min(event.group, MAX_GROUPS)
 
-    def _hold_all(self, plane: Plane, lanes: Rows, rows: Rows) -> None:
-        """As `hold`, with a lane for each row."""
+    @property
+    def _may_be_copies(self) -> bool:
+        """Whether some of the blocks that were just stored may be held by their lanes already."""
+        return self.copies is not None and not self._blocks.all_new
+
+    def _held(self, plane: Plane, lane: int, rows: Rows) -> Rows | None:
+        """Which of these blocks the lane holds already, or has among them before; None: none of them."""
+        words = self._blocks.planes.get(plane, ())
+        again = None
+        if lane // WORD < len(words):
+            again = words[lane // WORD].take(rows) & np.uint64(1 << lane % WORD) != 0
+        return _marked(again, rows)
+
+    def _copied(self, plane: Plane, lanes: Rows, engines: Keys, event_of: Rows, events: Sequence[BlockStored]) -> None:
+        """Blocks that their lanes hold already came once more."""
+        assert self.copies is not None
+        for lane, engine, at in zip(lanes.tolist(), engines.tolist(), event_of.tolist(), strict=True):
+            event = events[at]
+            if event.parent_hash is not None and not event.again and self.copies.add(plane, lane, engine):
+                self.counters.copies += 1
+
+    def _hold_all(
+        self,
+        plane: Plane,
+        lane_of: Rows,
+        rows: Rows,
+        engines: Keys,
+        event_of: Rows,
+        events: Sequence[BlockStored],
+    ) -> None:
+        """As `hold`, for the lane of each row's event."""
+        lanes = lane_of.take(event_of)
+        if self._may_be_copies:
+            again = np.zeros(len(rows), dtype=np.bool_)
+            for column, where, bits in _by_word(self._blocks.planes.get(plane, ()), lanes):
+                again[where] = column.take(rows[where]) & bits != 0
+            where_again = _marked(again, rows * (self._lanes.words * WORD) + lanes)
+            if where_again is not None:
+                chosen = where_again
+                self._copied(plane, lanes[chosen], engines[chosen], event_of[chosen], events)
         for column, where, bits in _by_word(self._blocks.plane(plane, self._lanes.words), lanes):
             np.bitwise_or.at(column, rows[where], bits)  # a row may be there for several lanes
 
@@ -243,6 +300,11 @@ class Ingestion:
                 self._remove(plane, whose[begin:end], hashes[begin:end])
 
     def _remove(self, plane: Plane, lanes: Rows, hashes: Keys) -> None:
+        if self.copies:
+            last = self.copies.take(plane, lanes.tolist(), hashes.tolist())
+            if not last.all():
+                self.counters.removed += len(last) - int(last.sum())
+                lanes, hashes = lanes[last], hashes[last]
         rows = self.canonical(hashes)
         known = rows >= 0
         count = int(known.sum())
@@ -274,6 +336,19 @@ class Ingestion:
         rows = self._blocks.by_engine(engines)
         known = rows >= 0
         return known, np.where(known, self._blocks.key.take(np.maximum(rows, 0)), np.uint64(0))
+
+
+def _marked(held: NDArray[np.bool_] | None, names: Rows) -> Rows | None:
+    """Where something is held, or comes after its like. None: nowhere, as nearly always."""
+    if len(names) > 1 and (names[1:] <= names[:-1]).any():
+        order = np.argsort(names, kind="stable")
+        ordered = names.take(order)
+        repeated = order[1:][ordered[1:] == ordered[:-1]]
+        if len(repeated):
+            if held is None:
+                held = np.zeros(len(names), dtype=np.bool_)
+            held[repeated] = True
+    return None if held is None or not held.any() else np.flatnonzero(held)
 
 
 def _by_word(

@@ -152,6 +152,7 @@ def cut(event: BlockStored, most: int = CHUNK) -> list[BlockStored]:
                 event.medium,
                 event.extras[begin:end],
                 event.group,
+                event.again or event.parent_hash is None,  # the parts of a run that begins a prompt still do
             )
         )
     return parts

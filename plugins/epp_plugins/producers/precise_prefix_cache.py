@@ -101,10 +101,15 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             )
         self._block_size = params.block_size
         weights = {tier.name: tier.weight for tier in params.indexer_config.kv_cache_backend_configs}
-        self.index = PreciseIndex(
-            params.max_bytes, max_blocks=params.max_blocks, weights=weights, seed=tokens.hash_seed, log=context.log
-        )
         events = params.kv_events_config
+        self.index = PreciseIndex(
+            params.max_bytes,
+            max_blocks=params.max_blocks,
+            weights=weights,
+            seed=tokens.hash_seed,
+            copies=events.engine_type == "vllm",  # SGLang keeps one copy of each block
+            log=context.log,
+        )
         self._selected = parse_selector(events.pod_discovery_config.pod_label_selector)
         self.shared = shared_prefixes(params, context, self.name, self.type, self.index.hasher)
         self._wall_clock = context.settings.get("wall_clock", time.time)

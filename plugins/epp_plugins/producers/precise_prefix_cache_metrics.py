@@ -24,6 +24,7 @@ _INDEXED = (
     ("stored", "Blocks stored, as events told."),
     ("removed", "Blocks removed, as events told."),
     ("moved", "Blocks that came into another tier, as events told."),
+    ("copies", "Further copies of blocks that their server held already."),
     ("orphans", "Blocks left out because their parent is not known."),
     ("unknown_removals", "Removals of blocks that are not known."),
     ("conflicts", "Blocks left out because their engine hash is known for another block."),

@@ -22,6 +22,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.held: dict[str, set[int]] = {}
+        self.doubted: set[int] = set()  # hashes that were stored by events that may be no further copies
         self.cleared: list[str] = []
         self.applied = 0
         self.blocks = 0
@@ -37,6 +38,8 @@ class Ledger:
             if isinstance(event, BlockStored):
                 held.update(event.block_hashes)
                 self.blocks += len(event.block_hashes)
+                if event.again:
+                    self.doubted.update(event.block_hashes)
             elif isinstance(event, BlockRemoved):
                 held.difference_update(event.block_hashes)
             else:

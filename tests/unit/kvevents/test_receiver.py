@@ -79,9 +79,14 @@ async def test_without_a_replay_port_a_gap_is_counted_and_a_restart_clears(stage
     server.publish(store=[3])
     await stage.until(lambda: stage.ledger.held.get(_ENDPOINT) == {1, 3})
     assert (_state(receiver).gaps, _state(receiver).lost) == (1, 1)
+    assert stage.ledger.doubted == {3}  # a removal may be among what is lost
+    server.publish(store=list(range(100_000, 110_000)))  # read in pieces
+    await stage.until(lambda: 109_999 in stage.ledger.held[_ENDPOINT])
+    assert len(stage.ledger.doubted) == 10_001
     server.anew()
     server.publish(store=[5])
     await stage.until(lambda: stage.ledger.held[_ENDPOINT] == {5})
+    assert 5 not in stage.ledger.doubted
     server.anew()
     server.publish(store=[6], lost=True)
     server.anew()
@@ -225,6 +230,7 @@ async def test_ranks_of_one_endpoint_tell_again_when_one_restarts(stage: Any) ->
     one.anew()
     one.publish(store=[5])
     await stage.until(lambda: stage.ledger.held.get(_ENDPOINT) == {2, 5})
+    assert stage.ledger.doubted == {2}  # what is told again is no further copy
     assert [state.rank for state in receiver.states()] == [0, 1]
 
 
@@ -277,8 +283,10 @@ async def test_bound_mode(stage: Any) -> None:
     send(b"kv@10.0.0.2:8000@m", 5, 8)
     seventh = {"10.0.0.1:8007": {70}}
     await stage.until(lambda: stage.ledger.held == {_ENDPOINT: {1, 2, 3, 50}, **seventh, "10.0.0.2:8000": {8}})
+    assert stage.ledger.doubted == {3}  # what is lost may be a removal
     send(b"kv@pod-1@m", 0, 9)
     await stage.until(lambda: stage.ledger.held[_ENDPOINT] == {9})
+    assert stage.ledger.doubted == {3}
     stats = receiver.stats()
     assert (stats.gaps, stats.lost, stats.restarts, stats.bad_frames) == (1, 1, 1, 1)
     assert stats.decode.errors == {"batch": 1}

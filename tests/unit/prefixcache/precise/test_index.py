@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from epp.api import MediaFeature
+from epp.kvevents.decoding import Decoder
 from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored
 from epp.prefixcache.precise.hashing import MOST_CHAINED, BlockHasher
 from epp.prefixcache.precise.index import SWEEP_ROWS, PreciseIndex
@@ -137,6 +143,70 @@ def test_a_block_stays_while_any_group_has_it(index: PreciseIndex) -> None:
     index.apply(A, [BlockRemoved([1, 2], group=1)])
     assert held(index, data, A) == 0
     assert index.blocks.count == 0
+
+
+def test_a_block_stays_while_a_copy_of_it_does(index: PreciseIndex) -> None:
+    data = tokens(4)
+    copy = stored(data[2 * 64 : 3 * 64], 3, 2)
+    index.apply(A, [stored(data), copy, copy])
+    index.apply(B, [stored(data)])
+    assert index.counters.copies == 2
+    for left in (4, 4, 2):
+        index.apply(A, [BlockRemoved([3])])
+        index.apply(B, [BlockRemoved([99])])
+        assert (held(index, data, A), held(index, data, B)) == (left, 4)
+    index.apply(B, [BlockRemoved([3])])
+    assert held(index, data, B) == 2
+    # The same in another tier or group is no copy.
+    index.apply(A, [stored(data), stored(data[64:], 2, 1, medium="cpu"), stored(data[64:], 2, 1, group=1)])
+    assert index.counters.copies == 2
+
+
+def test_what_may_be_told_again_is_no_copy(index: PreciseIndex) -> None:
+    data = tokens(1100)  # more than goes in one piece
+    index.apply(A, [stored(data)])
+    index.apply(A, [stored(data)])  # a server that is asked to tells what a request found in its cache
+    index.apply(A, [stored(data[64:128], 2, 1, again=True)])
+    assert index.counters.copies == 0
+    index.apply(A, [BlockRemoved([1050])])
+    assert held(index, data, A) == 1049
+
+
+def test_copies_go_with_the_endpoint_and_are_bounded(index: PreciseIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("epp.prefixcache.precise.copies.MAX_COPIES", 2)
+    data = tokens(5)
+    tail = stored(data[64:], 2, 1)
+    index.apply(A, [stored(data), tail, tail])
+    assert index.counters.copies == 4  # twice two blocks: for the other two there is no room
+    index.apply(A, [BlockRemoved([5])])
+    assert held(index, data, A) == 4
+    index.clear(A)
+    index.apply(A, [stored(data)])
+    index.apply(A, [BlockRemoved([3])])
+    assert held(index, data, A) == 2
+
+
+def copies_of_a_real_server() -> list[dict[str, Any]]:
+    """vLLM 0.32 with 48 blocks of 32 tokens: prompts, the cached tokens it reported, and the messages it published."""
+    path = Path(__file__).parents[3] / "data" / "prefixcache" / "copies.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_real_server_has_copies(counted: bool) -> None:
+    index, decoder, wrong = PreciseIndex(1 << 22, copies=counted), Decoder(), 0
+    requests = copies_of_a_real_server()
+    for request in requests:
+        prompt = request["prompt"]
+        data = np.array(prompt, dtype="<u4").tobytes()
+        predicted = min(held(index, data, A) * 32, (len(prompt) - 1) // 32 * 32)
+        wrong += predicted != request["cached"]
+        for payload in request["payloads"]:
+            batch = decoder.decode(base64.b64decode(payload))
+            assert batch is not None
+            index.apply(A, batch.events)
+    assert len(requests) == 70
+    assert (wrong == 0) if counted else (wrong > 5)
 
 
 def test_adapters_salts_and_media_share_nothing(index: PreciseIndex) -> None:
