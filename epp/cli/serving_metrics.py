@@ -13,14 +13,16 @@ from epp.transport.limits import TransportStats
 log = logging.getLogger("epp.extproc")
 
 
-_TRANSPORT = {
+_OPEN = {
     "connections": "Connections that are open.",
     "streams": "HTTP/2 streams that are open.",
-    "connections_total": "Connections accepted so far.",
-    "streams_total": "Streams accepted so far.",
-    "protocol_errors": "Protocol errors of peers so far.",
-    "tls_failures": "TLS handshakes and records that failed so far.",
-    "handler_errors": "Handlers that failed so far.",
+}
+_SO_FAR = {
+    "connections_total": "Connections accepted.",
+    "streams_total": "Streams accepted.",
+    "protocol_errors": "Protocol errors of peers.",
+    "tls_failures": "TLS handshakes and records that failed.",
+    "handler_errors": "Handlers that failed.",
 }
 
 
@@ -55,11 +57,14 @@ def _value(stats: TransportStats, name: str) -> list[tuple[tuple[str, ...], floa
 
 def expose_transport(registry: Registry, stats: TransportStats) -> None:
     """Gauges and counters of a transport, read when the page is."""
-    for name, text in _TRANSPORT.items():
+    for name, text in _OPEN.items():
         registry.sampled_gauge(f"transport_{name}", text, (), partial(_value, stats, name))
-    registry.sampled_gauge(
-        "transport_limits_hit",
-        "How often a limit ended a stream or a connection, so far.",
+    for name, text in _SO_FAR.items():
+        full = f"transport_{name.removesuffix('_total')}_total"
+        registry.sampled_counter(full, text, (), partial(_value, stats, name))
+    registry.sampled_counter(
+        "transport_limits_hit_total",
+        "How often a limit ended a stream or a connection.",
         ("limit",),
         lambda: [((limit,), float(count)) for limit, count in stats.limits_hit.items()],
     )

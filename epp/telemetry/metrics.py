@@ -262,16 +262,38 @@ class Registry:
         sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
     ) -> None:
         """A gauge whose label values and values are asked for at every scrape, so that it costs nothing between."""
+        self._sampled("gauge", Gauge, name, help, labels, sample)
 
+    def sampled_counter(
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str],
+        sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
+    ) -> None:
+        """The same for values that only grow; the name ends in `_total`."""
+        if not name.endswith("_total"):
+            raise ValueError(f"{name}: the name of a counter ends in _total")
+        self._sampled("counter", Counter, name, help, labels, sample)
+
+    def _sampled(
+        self,
+        kind: str,
+        make: type[Gauge] | type[Counter],
+        name: str,
+        help: str,
+        labels: Sequence[str],
+        sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
+    ) -> None:
         def children() -> list[tuple[tuple[str, ...], Child]]:
             result: list[tuple[tuple[str, ...], Child]] = []
             for values, value in sample():
-                child = Gauge()
+                child = make()
                 child.value = value
                 result.append((tuple(map(str, values)), child))
             return result
 
-        self.computed("gauge", self.full_name(name), help, labels, children)
+        self.computed(kind, self.full_name(name), help, labels, children)
 
     def computed(
         self,

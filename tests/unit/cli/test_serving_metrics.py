@@ -47,6 +47,13 @@ def test_the_transport_is_read_when_the_page_is() -> None:
     expose_transport(registry, stats)
     stats.streams = 4
     stats.hit("buffered_server")
+    stats.tls_failures = 2
     page = render_now(registry).decode()
     assert "llm_d_epp_transport_streams 4.0" in page
-    assert 'llm_d_epp_transport_limits_hit{limit="buffered_server"} 1.0' in page
+    assert "# TYPE llm_d_epp_transport_streams gauge" in page
+    assert "llm_d_epp_transport_tls_failures_total 2.0" in page
+    assert all(
+        line.endswith(" counter") for line in page.splitlines() if line.startswith("# TYPE") and "_total " in line
+    )
+    assert page.count("_total counter") == 6
+    assert 'llm_d_epp_transport_limits_hit_total{limit="buffered_server"} 1.0' in page
