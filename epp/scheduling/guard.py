@@ -32,7 +32,7 @@ class Guarded:
     `RequestError` is not a failure: it is how a plugin refuses a request, so it passes through.
     """
 
-    __slots__ = ("_clock", "_extension_point", "_hook", "_observe", "_timings", "plugin")
+    __slots__ = ("_clock", "_extension_point", "_failed", "_hook", "_observe", "_timings", "plugin")
 
     def __init__(
         self, plugin: Plugin[Any], hook: Callable[..., Any], extension_point: str, timings: PluginTimings, clock: Clock
@@ -43,6 +43,7 @@ class Guarded:
         self._timings = timings
         self._clock = clock
         self._observe = timings.duration(extension_point, plugin.type, plugin.name).observe
+        self._failed = False
 
     def run(self, *arguments: Any) -> Any:
         """Call the hook."""
@@ -54,9 +55,16 @@ class Guarded:
             raise
         except Exception as error:
             self.failed(error)
+            self._failed = True
             return None
         finally:
             self._observe(clock() - began)
+
+    def returned_nothing(self, expected: str) -> None:
+        """`run` gave None where a result is needed: that is a failure too, unless it has been counted as one."""
+        if not self._failed:
+            self.failed(ValueError(f"it returned nothing, expected {expected}"))
+        self._failed = False
 
     def failed(self, error: BaseException) -> None:
         """Count a failure that was noticed outside the call (a wrong shape, a time-out)."""

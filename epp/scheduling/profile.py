@@ -17,6 +17,9 @@ from epp.scheduling.traced import step, tell_filtered, tell_scored, tell_top
 from epp.telemetry import tracing
 from epp.telemetry.tracing import Span
 
+_NUMBERS = "fiub"
+"""Kinds of numpy arrays that count as scores."""
+
 
 class SchedulingProfile:
     """`weights` go with `scorers`. The result says what every scorer thought, so that a decision can be explained."""
@@ -59,16 +62,22 @@ class SchedulingProfile:
             with step(span, tracing.PICK) as pick:
                 positions = self._picker.run(request, candidates, scores)
                 tell_top(pick, candidates, scores)
-        if positions is None or len(positions) == 0:
-            # The picker failed (counted): the best score is what any picker would have to justify not taking.
-            positions = [int(scores.argmax())]
         rows = candidates.rows
-        first, *others = positions
-        picked = [candidates[int(first)]]
-        picked_rows = [rows.item(first)]
-        for position in others:
-            picked.append(candidates[int(position)])
-            picked_rows.append(rows.item(position))
+        try:
+            first, *others = positions
+            picked = [candidates[int(first)]]
+            picked_rows = [rows.item(first)]
+            for position in others:
+                picked.append(candidates[int(position)])
+                picked_rows.append(rows.item(position))
+        except Exception as error:  # what a picker returns is as foreign as the picker
+            if positions is None:
+                self._picker.returned_nothing("positions")
+            else:
+                self._picker.failed(ValueError(f"picker returned {positions!r}, expected positions: {error}"))
+            # The best score is what any picker would have to justify not taking.
+            best = int(scores.argmax())
+            picked, picked_rows = [candidates[best]], [rows.item(best)]
         return ProfileResult(
             profile=self.name,
             picked=tuple(picked),
@@ -82,10 +91,15 @@ class SchedulingProfile:
         for guarded in self._filters:
             keep = guarded.run(request, candidates)
             if keep is None:
+                guarded.returned_nothing("an array of bool")
                 continue
-            if keep.shape != candidates.rows.shape or keep.dtype != np.bool_:
+            try:
+                fits = keep.shape == candidates.rows.shape and keep.dtype == np.bool_
+            except AttributeError:
+                fits = False
+            if not fits:
                 guarded.failed(
-                    ValueError(f"filter returned {keep.dtype}{keep.shape}, expected bool({len(candidates)},)")
+                    ValueError(f"filter returned {_described(keep)}, expected a numpy array: bool({len(candidates)},)")
                 )
                 continue
             if not keep.all():
@@ -107,9 +121,18 @@ class SchedulingProfile:
         for guarded, weight in self._scorers:
             raw = guarded.run(request, candidates)
             if raw is None:
+                guarded.returned_nothing("an array of scores")
                 continue
-            if raw.shape != shape:
-                guarded.failed(ValueError(f"scorer returned shape {raw.shape}, expected {shape}"))
+            try:
+                fits = raw.shape == shape and raw.dtype.kind in _NUMBERS
+            except AttributeError:
+                fits = False
+            if not fits:
+                guarded.failed(
+                    ValueError(
+                        f"scorer returned {_described(raw)}, expected a numpy array: float64({len(candidates)},)"
+                    )
+                )
                 continue
             by_scorer[guarded.plugin.name] = raw
             known.append(raw)
@@ -119,6 +142,11 @@ class SchedulingProfile:
         if not weights:
             return np.zeros(shape), by_scorer
         return _weighted_sum(known, weights), by_scorer
+
+
+def _described(result: Any) -> str:
+    """What a plugin returned, in the form of what was expected."""
+    return f"{result.dtype}{result.shape}" if isinstance(result, np.ndarray) else f"a {type(result).__name__}"
 
 
 def _weighted_sum(raw: list[Scores], weights: list[float]) -> FloatArray:

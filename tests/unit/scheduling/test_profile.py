@@ -64,12 +64,13 @@ class LambdaFilter(epp.Filter[epp.NoParams]):
 
 class BestPicker(epp.Picker[epp.NoParams]):
     type = "best"
-    broken = False
+    positions: Any = "best"
 
     def pick(self, request: epp.InferenceRequest, endpoints: epp.Endpoints, scores: epp.FloatArray) -> Sequence[int]:
-        if self.broken:
+        if self.positions == "broken":
             raise RuntimeError("no picker today")
-        return [int(scores.argmax())]
+        wanted: Sequence[int] = [int(scores.argmax())] if self.positions == "best" else self.positions
+        return wanted
 
 
 class EveryProfile(epp.ProfileHandler[epp.NoParams]):
@@ -167,7 +168,17 @@ def test_no_survivor_is_429_with_the_filters_name(table: epp.EndpointTable, requ
     assert refusal.value.reason == "rejected-saturated"
 
 
-@pytest.mark.parametrize("wrong", [lambda e: np.ones(3), lambda e: 1 / 0])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda e: np.ones(3),
+        lambda e: 1 / 0,
+        lambda e: [1.0, 0.0, 0.0, 0.0],
+        lambda e: None,
+        lambda e: np.array(["a", "b", "c", "d"]),
+        lambda e: np.array([1.0, None, 0.0, 0.0]),
+    ],
+)
 def test_a_broken_scorer_is_left_out(wrong: Any, table: epp.EndpointTable, request_: epp.InferenceRequest) -> None:
     timings = Timings()
     profile = make(table, timings, scorers=[(wrong, 5.0), (lambda e: np.array([0, 1.0, 0, 0]), 1.0)])
@@ -175,7 +186,16 @@ def test_a_broken_scorer_is_left_out(wrong: Any, table: epp.EndpointTable, reque
     assert [(point, name) for point, name, _ in timings.failures] == [("Scorer", "s0")]
 
 
-@pytest.mark.parametrize("wrong", [lambda e: np.ones(4), lambda e: np.ones(3, dtype=bool), lambda e: 1 / 0])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda e: np.ones(4),
+        lambda e: np.ones(3, dtype=bool),
+        lambda e: 1 / 0,
+        lambda e: [True, False, False, False],
+        lambda e: None,
+    ],
+)
 def test_a_broken_filter_is_left_out(wrong: Any, table: epp.EndpointTable, request_: epp.InferenceRequest) -> None:
     timings = Timings()
     profile = make(table, timings, filters=[wrong], scorers=[(lambda e: np.array([0, 0, 0, 1.0]), 1.0)])
@@ -183,14 +203,15 @@ def test_a_broken_filter_is_left_out(wrong: Any, table: epp.EndpointTable, reque
     assert [(point, name) for point, name, _ in timings.failures] == [("Filter", "f0")]
 
 
+@pytest.mark.parametrize("wrong", ["broken", None, [], 3, [4], [0, 9], ["a"], [None]])
 def test_a_broken_picker_falls_back_to_the_best_score(
-    table: epp.EndpointTable, request_: epp.InferenceRequest, monkeypatch: pytest.MonkeyPatch
+    wrong: Any, table: epp.EndpointTable, request_: epp.InferenceRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timings = Timings()
-    monkeypatch.setattr(BestPicker, "broken", True)
+    monkeypatch.setattr(BestPicker, "positions", wrong)
     profile = make(table, timings, scorers=[(lambda e: np.array([0, 1.0, 0, 0]), 1.0)])
     assert profile.run(request_, table.all(0.0)).picked[0].name == "p1"
-    assert timings.failures[0][:2] == ("Picker", "best")
+    assert [failure[:2] for failure in timings.failures] == [("Picker", "best")]
 
 
 def scheduler(table: epp.EndpointTable, profiles: dict[str, SchedulingProfile], wanted: tuple[str, ...]) -> Scheduler:
