@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import io
 import os
 import signal
@@ -265,6 +266,20 @@ async def test_what_a_flag_names_and_is_not_there_is_said_with_the_flag(config: 
         await Picker(opts, environment={}).start()
     with pytest.raises(OSError, match=r"--listen-address: 300\.1\.1\.1 "):
         await Picker(options(config, transport=transport, listen_address="300.1.1.1"), environment={}).start()
+
+
+async def test_metrics_that_nobody_guards_are_said_to_be_open(
+    config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, pem in zip(("tls.crt", "tls.key"), self_signed(datetime.now(UTC)), strict=True):
+        (tmp_path / name).write_bytes(pem)
+    guarded = options(config, metrics_endpoint_auth=True, metrics_cert_dir=str(tmp_path))
+    async with running(guarded):
+        assert "--metrics-endpoint-auth has no effect without Kubernetes" in caplog.text
+    caplog.clear()
+    ca = str(tmp_path / "tls.crt")
+    async with running(dataclasses.replace(guarded, metrics_client_ca_file=ca)):
+        assert "--metrics-endpoint-auth" not in caplog.text
 
 
 async def test_log_lines_that_did_not_fit_are_on_the_page(config: str) -> None:
