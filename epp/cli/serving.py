@@ -192,8 +192,8 @@ class Picker:
             asks = kubernetes is not None and options.metrics_endpoint_auth
             if options.metrics_cert_dir and not (asks or options.metrics_client_ca_file):
                 log.warning(
-                    "--metrics-endpoint-auth has no effect without Kubernetes: whoever reaches the metrics port reads it "
-                    "(--metrics-client-ca-file asks for certificates)"
+                    "--metrics-endpoint-auth has no effect without Kubernetes: whoever reaches the metrics port reads "
+                    "it (--metrics-client-ca-file asks for certificates)"
                 )
             admin = AdminServer(
                 self.registry,
