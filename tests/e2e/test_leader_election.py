@@ -1,6 +1,6 @@
 """Three replicas behind an Envoy with health checks: the leader goes, again and again, in good order and not.
 
-`LEADERS=20` for a longer storm.
+`LEADERS=4` for a shorter storm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from epp.demo.ports import free_ports
 from epp.demo.processes import end
 from tests.kubernetes.api_server import LEASES, PODS, POOLS, ApiServer, pod, pool
 
-ROUNDS = int(os.environ.get("LEADERS", "6"))
+ROUNDS = int(os.environ.get("LEADERS", "20"))
 LEASE, RETRY, HEALTH = 1.0, 0.2, 0.25
 GAP = 2 * LEASE + 4 * HEALTH + 6.0
 """After a kill nobody leads until the lease has run out and the gateway has seen the next one; with room for a slow
