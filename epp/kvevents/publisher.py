@@ -118,7 +118,7 @@ class Subscription:
             connected = self.state.connected_since is not None
             if self._damaged and self.state.replay_address and connected and now >= self._replay_at:
                 self._plan_replay(ReplayPlan(rebuild=True, clear="never" if self._refill else "always"))
-        elif plan.conversation is not None:
+        elif plan.conversation is not None and self._pieces is None:  # what is half read is not to be overtaken
             settings = self._host.settings
             waiting = plan.conversation.waiting
             silent = not waiting and now - plan.heard > settings.replay_patience

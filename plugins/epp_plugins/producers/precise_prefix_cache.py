@@ -99,6 +99,12 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
             context.log.warning(
                 "%s: parameter blockSize is deprecated, use blockSizeTokens: %d", self.name, tokens.block_size
             )
+        if params.ignored:
+            context.log.warning(
+                "%s: %s: without effect here; prompts are tokenized by token-producer (vllm or local)",
+                self.name,
+                " and ".join(params.ignored),
+            )
         self._block_size = params.block_size
         weights = {tier.name: tier.weight for tier in params.indexer_config.kv_cache_backend_configs}
         events = params.kv_events_config

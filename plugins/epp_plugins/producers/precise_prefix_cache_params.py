@@ -179,6 +179,15 @@ class PrecisePrefixCacheParams(Params, frozen=True):
         return self.tokens.block_size or self.tokens.block_size_tokens
 
     @property
+    def ignored(self) -> list[str]:
+        """What old configurations have to tokenize with, and is not used."""
+        given = {
+            "tokenizersPoolConfig": self.indexer_config.tokenizers_pool_config,
+            "prefixStoreConfig": self.indexer_config.prefix_store_config,
+        }
+        return [f"indexerConfig.{name}" for name, value in given.items() if value is not None]
+
+    @property
     def max_bytes(self) -> int:
         """Memory of the index."""
         cost_aware = self.indexer_config.kv_block_index_config.cost_aware_memory_config

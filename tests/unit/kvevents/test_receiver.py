@@ -181,6 +181,25 @@ async def test_what_waits_is_given_to_the_index_together(stage: Any) -> None:
     assert receiver.stats().sink_errors == 0
 
 
+async def test_a_message_that_is_half_read_is_not_overtaken(stage: Any) -> None:
+    """The end of a replay applies the live message that was kept: not before what came earlier."""
+    server = stage.server()
+    receiver = await stage.follow(server)
+    server.mute = True
+    server.publish(store=[1], lost=True)
+    server.publish(store=[2])
+    (subscription,) = receiver._all()
+    await stage.until(lambda: subscription.replaying)
+    later = time.monotonic() + 1000
+    subscription._pieces = iter(())
+    subscription.tick(later)
+    assert subscription.replaying
+    subscription._pieces = None
+    subscription.tick(later)
+    assert not subscription.replaying
+    await stage.until(lambda: 2 in stage.ledger.held[_ENDPOINT])
+
+
 async def test_a_dead_replay_port_delays_only_for_its_patience(stage: Any) -> None:
     server = stage.server()
     server.mute = True

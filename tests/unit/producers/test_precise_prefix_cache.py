@@ -527,8 +527,11 @@ def test_bounds_weights_and_old_names(table: EndpointTable, caplog: pytest.LogCa
             "kvBlockIndexConfig": index_config,
             "kvCacheBackendConfigs": [{"name": "gpu", "weight": 1.0}, {"name": "storage", "weight": 0.25}],
             "tokenProcessorConfig": {"blockSize": 32},
+            "tokenizersPoolConfig": {"modelName": "m"},
+            "prefixStoreConfig": {},
         },
     )
+    assert "indexerConfig.tokenizersPoolConfig and indexerConfig.prefixStoreConfig: without effect" in caplog.text
     assert producer.index.blocks.max_bytes == 3 << 20
     store(producer, pod(0), ids(4), medium="storage")
     made = ask(ids(4))
