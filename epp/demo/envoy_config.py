@@ -7,6 +7,7 @@
 | `istio` | full duplex, per-route override of an inert filter | override_host by metadata | yes |
 | `kgateway` | full duplex | subset load balancing by metadata | no |
 | `buffered` | request BUFFERED, response NONE | ORIGINAL_DST by header | no |
+| `partial` | request BUFFERED_PARTIAL (cut at the buffer limit), response NONE | ORIGINAL_DST by header | no |
 | `streamed` | request and response STREAMED without waiting | ORIGINAL_DST by header | no |
 
 All values are those that the gateways' own control planes write; ports and buffer limits are parameters.
@@ -17,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-FLAVOURS = ("standalone", "light", "istio", "kgateway", "buffered", "streamed")
+FLAVOURS = ("standalone", "light", "istio", "kgateway", "buffered", "partial", "streamed")
 DESTINATION = "x-gateway-destination-endpoint"
 
 _TYPE = "type.googleapis.com/envoy."
@@ -38,6 +39,12 @@ _MODES: dict[str, dict[str, str]] = {
     "buffered": {
         "request_header_mode": "SEND",
         "request_body_mode": "BUFFERED",
+        "response_header_mode": "SEND",
+        "response_body_mode": "NONE",
+    },
+    "partial": {
+        "request_header_mode": "SEND",
+        "request_body_mode": "BUFFERED_PARTIAL",
         "response_header_mode": "SEND",
         "response_body_mode": "NONE",
     },
