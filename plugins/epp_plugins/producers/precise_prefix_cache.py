@@ -69,6 +69,7 @@ INLINE_BLOCKS = 8192
 _STATE = "PrecisePrefixCacheState"
 _MAX_DUMPED = 100
 _QUIET = 60.0
+_LONGEST_NAME = 256
 _PATIENCE = 5.0  # seconds that endpoints may be without labels until it is said
 _UNFOLLOWED_EVERY = 600.0
 
@@ -315,9 +316,9 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         size = self.index.block_size_of(prepared.target) or self._block_size
         error = self.check.compare(
             Prediction(
-                request.id,
+                request.id[:_LONGEST_NAME],  # clients choose both
                 self._wall_clock(),
-                request.target_model,
+                request.target_model[:_LONGEST_NAME],
                 prepared.target,
                 prepared.predicted,
                 actual,

@@ -31,7 +31,7 @@ from epp.api import (
     Usage,
     prefix_match,
 )
-from epp.kvevents.events import BlockStored
+from epp.kvevents.events import BlockRemoved, BlockStored
 from epp.telemetry.metrics import Registry
 from epp.testing import ManualClock, plugin
 from epp.testing.assembly import assemble
@@ -113,6 +113,16 @@ def test_block_sizes_may_differ(table: EndpointTable, ours: int, engine: int, bl
     whole = 7 * 16 // engine if engine <= 32 else 2
     store(producer, pod(0), tokens[: whole * engine * 4], size=engine)
     assert matched(producer, ask(tokens))[0] == blocks
+
+
+@pytest.mark.parametrize(("engine", "left"), [("vllm", 4), ("sglang", 2)])
+def test_copies_are_of_vllm(table: EndpointTable, engine: str, left: int) -> None:
+    producer = make(table, kvEventsConfig={"engineType": engine})
+    data = ids(4)
+    copy = BlockStored([3], 2, data[2 * 64 : 3 * 64], 16)
+    store(producer, pod(1), data)
+    producer.index.apply(pod(1), [copy, BlockRemoved([3])])
+    assert matched(producer, ask(data)) == [0, left, 0]
 
 
 def test_several_prompts_count_together(table: EndpointTable) -> None:
@@ -202,11 +212,16 @@ def test_predictions_are_compared_with_what_servers_report(
     usage = Usage(prompt_tokens=64)  # vLLM leaves cached_tokens out when there was no hit; this server told before
     producer.on_response_end(made, InferenceResponse(200, usage=usage, served=pod(1)))
     assert (producer.check.compared, producer.check.recent[-1].actual) == (72, 0)
+    made = ask(ids(4), model="m" * 10_000)
+    made.id = "r" * 10_000
+    producer.on_picked(made, picked(table, look(producer, made), decode=1))
+    producer.on_response_end(made, InferenceResponse(200, usage=usage, served=pod(1)))
+    assert len(producer.check.recent[-1].request) == len(producer.check.recent[-1].model) == 256
     table.remove(pod(1))
     assert producer.check.reported(pod(1), usage) is None
     state = msgspec.json.decode(msgspec.json.encode(producer.dump_state()))["selfCheck"]
-    assert (state["compared"], state["exact"], state["wrongOfLast"]) == (72, 1, [64, 64])
-    assert len(state["recent"]) == 72
+    assert (state["compared"], state["exact"], state["wrongOfLast"]) == (73, 1, [64, 64])
+    assert len(state["recent"]) == 73
     first = state["recent"][0]
     assert abs(first.pop("time") - time.time()) < 600
     assert first == {
