@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from epp.api import Clock, Usage
 
-KEPT = 256
+KEPT = 100
+"""Comparisons that are kept: as many entries of a list as `/debug/plugins/state` shows."""
+
 _WINDOW = 64
 _DRIFT = 0.1  # of these, this share may be wrong before somebody is told
 _QUIET = 60.0

@@ -32,10 +32,12 @@ from epp.api import (
     prefix_match,
 )
 from epp.kvevents.events import BlockRemoved, BlockStored
+from epp.telemetry.admin import bounded
 from epp.telemetry.metrics import Registry
 from epp.testing import ManualClock, plugin
 from epp.testing.assembly import assemble
 from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
+from epp_plugins.producers.precise_prefix_cache_check import Prediction
 from epp_plugins.producers.precise_prefix_cache_params import size_in_bytes
 from epp_plugins.producers.precise_prefix_cache_pool import Names
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
@@ -177,6 +179,14 @@ def test_a_pick_is_believed_for_a_while(table: EndpointTable) -> None:
     assert matched(producer, ask(ids(4))) == [0, 0, 0]
 
 
+def test_the_latest_comparisons_are_all_shown(table: EndpointTable) -> None:
+    producer = make(table)
+    for number in range(300):
+        producer.check.compare(Prediction(str(number), 0.0, "m", pod(1), 16, 16, 99), 16)
+    recent = bounded(producer.dump_state())["selfCheck"]["recent"]
+    assert [entry["request"] for entry in recent] == [str(number) for number in range(200, 300)]
+
+
 async def test_picks_end_at_whatever_rate_they_came(table: EndpointTable) -> None:
     clock = ManualClock()
     producer = plugin(PrecisePrefixCacheProducer, {"speculativeIndexing": True}, name=NAME, table=table, clock=clock)
@@ -220,6 +230,7 @@ def test_predictions_are_compared_with_what_servers_report(
     table.remove(pod(1))
     assert producer.check.reported(pod(1), usage) is None
     state = msgspec.json.decode(msgspec.json.encode(producer.dump_state()))["selfCheck"]
+    assert state == bounded(state)
     assert (state["compared"], state["exact"], state["wrongOfLast"]) == (73, 1, [64, 64])
     assert len(state["recent"]) == 73
     first = state["recent"][0]
