@@ -12,7 +12,7 @@ import msgspec
 
 from epp.kvevents import wire
 from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored, KVEvent
-from epp.kvevents.extra_keys import block_extras
+from epp.kvevents.extra_keys import LONGEST, block_extras
 
 MAX_MESSAGE_BYTES = 8 << 20
 """A longer message is refused: 8 MiB hold a prompt of 1.6 M tokens. Decoding it takes less than 0.1 s."""
@@ -39,7 +39,7 @@ _MAX_NAME = 512  # characters of a LoRA or medium name
 _MAX_BLOCK_SIZE = 1 << 20
 _WORD = (1 << 64) - 1
 _LITTLE = sys.byteorder == "little"
-_BARE_MEDIA_FIELDS = 1  # form of `wire.TYPED` and `wire.EVENTS` in which bare multimodal identifiers occur: arrays
+_ARRAYS = 1  # odd forms of `wire.TYPED` and `wire.EVENTS`: events are arrays, and bare multimodal identifiers occur
 _CLEARED = AllBlocksCleared()
 
 
@@ -119,7 +119,7 @@ class Decoder:
             except Exception:  # whatever a publisher can provoke in a decoder must stay here
                 continue
             self._form = form
-            old = form % 2 == _BARE_MEDIA_FIELDS
+            old = form % 2 == _ARRAYS
             events: list[KVEvent] = []
             for raw in batch.events:
                 event = self._event(raw, old)
@@ -172,14 +172,14 @@ class Decoder:
     def _single(self, raw: msgspec.Raw) -> KVEvent | None:
         for form, decoder in enumerate(wire.EVENTS):
             try:
-                event: wire.MapEvent | wire.ArrayEvent = decoder.decode(raw)
+                event: wire.Event = decoder.decode(raw)
             except Exception:  # see `decode`
                 continue
-            return self._event(event, form == _BARE_MEDIA_FIELDS)
+            return self._event(event, form % 2 == _ARRAYS)
         self.stats.error("event")
         return None
 
-    def _event(self, raw: wire.MapEvent | wire.ArrayEvent, old: bool) -> KVEvent | None:
+    def _event(self, raw: wire.Event, old: bool) -> KVEvent | None:
         if isinstance(raw, wire.Stored):
             return self._stored(raw, old)
         if isinstance(raw, wire.Removed):
@@ -204,7 +204,7 @@ class Decoder:
                 stats.error("event")
                 return None
             try:
-                ids = array("I", raw.token_ids)
+                ids = array("I", _single_tokens(raw.token_ids))
             except OverflowError:
                 stats.error("event")
                 return None
@@ -214,7 +214,7 @@ class Decoder:
         if not count or size < 0:
             stats.error("event")
             return None
-        lora = raw.lora_name or ""
+        lora = raw.lora_name if isinstance(raw.lora_name, str) else ""
         if not lora and raw.lora_id:
             # The adapter is not named, but these blocks are not the base model's.
             lora = f"lora_id={raw.lora_id}"
@@ -229,6 +229,9 @@ class Decoder:
                 stats.error("event")
                 return None
             extras = block_extras(raw.extra_keys, lora_name=lora, starts_prompt=not parent, bare_media=old and not kind)
+        if not parent and (salt := _salt(raw)):
+            first = extras[0] if extras else None
+            extras = (BlockExtras(first.media if first else (), salt), *(extras[1:] or [None] * (count - 1)))
         stats.blocks_stored += count
         return BlockStored(
             _numbers(raw.block_hashes),
@@ -259,6 +262,20 @@ class Decoder:
             return None
         self.stats.blocks_removed += len(raw.block_hashes)
         return BlockRemoved(_numbers(raw.block_hashes), medium.lower() if medium else "gpu", group or 0)
+
+
+def _single_tokens(ids: list[int] | list[tuple[int, int]]) -> list[int]:
+    """Of pairs the first: the other one is the next pair's, or that of a token behind the block."""
+    if isinstance(ids[0], tuple):
+        return [pair[0] for pair in ids]
+    return ids
+
+
+def _salt(raw: wire.Stored) -> str:
+    """As SGLang tells it."""
+    if isinstance(raw.lora_name, wire.Noted):
+        return raw.lora_name.cache_salt[:LONGEST]
+    return (raw.cache_salt or "")[:LONGEST] if isinstance(raw, wire.StoredMap) else ""
 
 
 def _number(value: wire.Hash) -> int:

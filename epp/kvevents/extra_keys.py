@@ -15,7 +15,7 @@ from typing import Any
 from epp.kvevents.events import BlockExtras
 
 _DIGEST = re.compile(r"[0-9a-f]{32,128}")
-_LONGEST = 1024  # characters of an identifier or salt: more than any engine writes
+LONGEST = 1024  # characters of an identifier or salt: more than any engine writes
 
 
 def block_extras(
@@ -60,4 +60,4 @@ def _read(items: Sequence[Any], lora_name: str, first: bool, bare_media: bool) -
 
 
 def _bounded(text: str) -> str:
-    return text if len(text) <= _LONGEST else text[:_LONGEST]
+    return text if len(text) <= LONGEST else text[:LONGEST]

@@ -8,6 +8,15 @@ DEFAULT_WEIGHTS: Mapping[str, float] = {"gpu": 1.0, "cpu": 0.8}
 """Those of llm-d-router: loading a block from host memory costs about a fifth of what it saves."""
 
 UNKNOWN_WEIGHT = 1.0
+ALSO_CALLED: Mapping[str, str] = {
+    "cpu_pinned": "cpu",
+    "cpu_tier1": "cpu",
+    "cpu_tier2": "storage",
+    "disk": "storage",
+    "external": "storage",
+}
+"""Names of SGLang, of both of its schemas, for what vLLM calls otherwise."""
+
 SPECULATIVE = "speculative"
 RESTORED = "restored "
 """In front of a tier's name: as a snapshot says, not confirmed by events. Worth the same."""
@@ -16,6 +25,13 @@ MAX_TIERS = 32
 """Names of tiers come from the network: beyond so many, the rest share one."""
 
 OTHER = "other"
+
+
+def weight_of(name: str, weights: Mapping[str, float]) -> float:
+    """Worth of a block in a tier; `weights` by lower-case name, the tier's own or what it is also called."""
+    tier = name.lower().removeprefix(RESTORED)
+    own = weights.get(tier)
+    return weights.get(ALSO_CALLED.get(tier, tier), UNKNOWN_WEIGHT) if own is None else own
 
 
 class Tiers:
@@ -39,5 +55,5 @@ class Tiers:
                 return self.number(OTHER)
             number = self._numbers[name] = len(self.names)
             self.names.append(name)
-            self.weights.append(self._weights.get(name.lower().removeprefix(RESTORED), UNKNOWN_WEIGHT))
+            self.weights.append(weight_of(name, self._weights))
         return number

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from epp.prefixcache.precise.tiers import UNKNOWN_WEIGHT
+from epp.prefixcache.precise.tiers import weight_of
 from epp.prefixcache.shared.layout import holders
 
 
@@ -45,7 +45,7 @@ class Walk:
     def _weights_of(self, text: bytes) -> dict[str, float]:
         best: dict[str, float] = {}
         for endpoint, tier in holders(text):
-            weight = self._weights.get(tier, UNKNOWN_WEIGHT)
+            weight = weight_of(tier, self._weights)
             best[endpoint] = max(weight, best.get(endpoint, 0.0))
         return best
 

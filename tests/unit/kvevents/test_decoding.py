@@ -61,6 +61,42 @@ def test_one_store_in_every_shape(event: Any) -> None:
         assert decoded.rank == (4 if name == "data_parallel_rank" else 0)
 
 
+_SGLANG_SALTED = [
+    ["BlockStored", [11, 12], None, [1, 2, 3, 4], 2, None, "GPU", {"cache_salt": "ada"}],  # 2025: behind the tier
+    _stored(block_hashes=[11, 12], token_ids=[1, 2, 3, 4], cache_salt="ada", session_id="s", lora_name=None),
+    _stored(block_hashes=[11, 12], token_ids=[1, 2, 3, 4], cache_salt="ada", extra_keys=[["ada"], None]),
+]
+
+
+@pytest.mark.parametrize("event", _SGLANG_SALTED)
+def test_sglang_tells_the_salt_apart(event: Any) -> None:
+    stored = BlockStored([11, 12], None, struct.pack("<4I", 1, 2, 3, 4), 2, extras=(BlockExtras((), "ada"), None))
+    assert _events([event]) == [stored]
+    # It is said of every block, and counts in the first one of a prompt: the others are chained to it.
+    following = [*event[:2], 10, *event[3:]] if isinstance(event, list) else event | {"parent_block_hash": 10}
+    following = following if isinstance(event, list) else {k: v for k, v in following.items() if k != "extra_keys"}
+    assert _events([following]) == [BlockStored([11, 12], 10, struct.pack("<4I", 1, 2, 3, 4), 2)]
+
+
+def test_sglang_with_a_draft_model_names_pairs_of_tokens() -> None:
+    pairs = [[1, 2], [2, 3], [3, 4], [4, 9]]
+    expected = BlockStored([5, 6], None, struct.pack("<4I", 1, 2, 3, 4), 2)
+    array = ["BlockStored", [5, 6], None, pairs, 2, None, "GPU"]
+    fields = _stored(block_hashes=[5, 6], token_ids=pairs, medium="GPU")
+    decoder = Decoder()
+    for event in (array, fields):
+        assert _events([event], decoder) == [expected]
+        assert _events([["BlockRemoved", [5]]] if event is array else [_removed(5)], decoder) == [BlockRemoved([5])]
+    # Beside another event that cannot be read, too.
+    assert _events([array, ["BlockStored", "?"]], decoder) == [expected]
+    assert _events([fields, {"type": "BlockStored", "block_hashes": "?"}], decoder) == [expected]
+    assert decoder.stats.errors == {"event": 2}
+
+
+def _removed(value: int) -> dict[str, Any]:
+    return {"type": "BlockRemoved", "block_hashes": [value]}
+
+
 def test_signed_hashes_and_short_digests() -> None:
     assert _events([["BlockRemoved", [-1, 5]]]) == [BlockRemoved([2**64 - 1, 5])]
     assert _events([["BlockRemoved", [b"\1\0", b"\0" * 30 + b"\2\0"]]]) == [BlockRemoved([256, 512])]

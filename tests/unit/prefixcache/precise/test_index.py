@@ -19,7 +19,7 @@ from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZES
 from epp.prefixcache.precise.lookup import Lookup
 from epp.prefixcache.precise.prompts import prompt_keys
 from epp.prefixcache.precise.stores import cut, resolve
-from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, Tiers
+from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, RESTORED, Tiers
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
 SIZE = 16
@@ -385,6 +385,13 @@ def test_seeds_make_different_keys() -> None:
     one, other = PreciseIndex(1 << 20, seed="1"), PreciseIndex(1 << 20, seed="2")
     data = tokens(2)
     assert set(prompt_keys(one.hasher, data, SIZE).tolist()).isdisjoint(prompt_keys(other.hasher, data, SIZE).tolist())
+
+
+def test_tiers_of_sglang_have_the_weights_of_what_they_are() -> None:
+    tiers = Tiers({"cpu": 0.8, "storage": 0.3, "disk": 0.2})
+    for name in ("CPU_PINNED", "cpu_tier1", "disk", "external", "cpu_tier2", f"{RESTORED}cpu_pinned", "gpu", "?"):
+        tiers.number(name)
+    assert tiers.weights == [0.8, 0.8, 0.2, 0.3, 0.3, 0.8, 1.0, 1.0]
 
 
 def test_tier_names_are_bounded() -> None:

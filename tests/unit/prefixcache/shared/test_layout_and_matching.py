@@ -49,6 +49,12 @@ def test_a_walk_counts_without_gaps_and_by_the_best_tier() -> None:
     assert walk.reach == {"a": Reach(6, 5.0), "b": Reach(3, 1.5)}
 
 
+def test_a_walk_knows_what_tiers_are_also_called() -> None:
+    walk = Walk({"cpu": 0.5})
+    walk.take([b"a|cpu_pinned|0\nb|disk|0", 2], 2)
+    assert walk.reach == {"a": Reach(2, 1.0), "b": Reach(2, 2.0)}
+
+
 def test_a_walk_ends_when_nobody_holds_on() -> None:
     walk = Walk({})
     walk.take([b"a|gpu|0", 2, b"b|gpu|0", 2, b"a|gpu|0", 2], 6)
