@@ -81,9 +81,10 @@ def test_both_ranks_name_themselves() -> None:
         assert batch.rank == rank
 
 
-def test_captured_replay() -> None:
-    replay = json.loads((_DATA / "sha256_cbor-int" / "replay.json").read_text())
-    live = [base64.b64decode(frame["frames"][2]) for frame in _lines("sha256_cbor-int", "frames.jsonl")]
+@pytest.mark.parametrize("session", [name for name in _SESSIONS if (_DATA / name / "replay.json").exists()])
+def test_captured_replay(session: str) -> None:
+    replay = json.loads((_DATA / session / "replay.json").read_text())
+    live = [base64.b64decode(frame["frames"][2]) for frame in _lines(session, "frames.jsonl")]
     for start, answers in replay.items():
         read = [read_answer([bytes.fromhex(frame) for frame in frames]) for frames in answers]
         assert read[-1] is not None
