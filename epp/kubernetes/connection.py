@@ -44,7 +44,7 @@ class ApiConnection:
     def __init__(self, access: Access) -> None:
         self._access = access
         self._host = access.server
-        self._certificate: Certificate | None = None
+        self._believed: tuple[Certificate | None, str] = None, access.authorities.pem()
         self._tls = access.tls(None)
         # Per call and not of the session: a session would set them for another server's redirect, too.
         self._way: dict[str, Any] = {"server_hostname": access.server_name or None, "proxy": access.proxy or None}
@@ -98,11 +98,12 @@ class ApiConnection:
 
     @asynccontextmanager
     async def _ask(self, method: str, path: str, **what: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One request, with the credentials of this moment. A status of 401 is told to who keeps them."""
+        """One request, with the credentials and authorities of now. A status of 401 is told to who keeps them."""
         try:
             identity = await self._access.credentials.identity()
-            if identity.certificate != self._certificate:
-                self._tls, self._certificate = self._access.tls(identity.certificate), identity.certificate
+            believed = identity.certificate, self._access.authorities.pem()
+            if believed != self._believed:
+                self._tls, self._believed = self._access.tls(identity.certificate), believed
         except Exception as error:  # whatever a way to sign in raises: a file that is being replaced, a command
             raise OSError(f"the credentials for {self._host} cannot be read: {error}") from error
         headers = dict(self._headers)

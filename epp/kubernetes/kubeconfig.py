@@ -10,7 +10,7 @@ import base64
 import binascii
 import ssl
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import yaml
 from yarl import URL
 
 from epp.api.errors import ConfigError
+from epp.kubernetes.authorities import Authorities, checked
 from epp.kubernetes.credentials import (
     Certificate,
     CommandCredentials,
@@ -35,22 +36,25 @@ _EXEC_EXTENSION = "client.authentication.k8s.io/exec"
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How an API server is reached. `authorities`: PEM, "" those of the system. `server_name`: what its certificate is
-    checked against, "" the host of the URL. `proxy`: URL of an HTTP proxy, "" none."""
+    """How an API server is reached. `server_name`: what its certificate is checked against, "" the host of the URL.
+    `proxy`: URL of an HTTP proxy, "" none."""
 
     server: str
     credentials: Credentials
-    authorities: str = ""
+    authorities: Authorities = field(default_factory=Authorities)
     verify: bool = True
     server_name: str = ""
     proxy: str = ""
     compressed: bool = True
 
     def tls(self, certificate: Certificate | None) -> ssl.SSLContext | None:
-        """For connections that show this certificate; None for plaintext. `OSError`: it cannot be used."""
+        """For connections that show this certificate and believe these authorities; None for plaintext.
+
+        `OSError`: the certificate cannot be used.
+        """
         if not self.server.startswith("https:"):
             return None
-        context = ssl.create_default_context(cadata=self.authorities or None)
+        context = ssl.create_default_context(cadata=self.authorities.pem() or None)
         # On from Python 3.13, and more than Go asks for: authorities of many clusters do not say what it wants.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if not self.verify:
@@ -162,12 +166,12 @@ def from_kubeconfig(paths: str, environment: Mapping[str, str], wall_clock: Call
     authorities = _authorities(part, cluster)
     if not cluster.server.startswith(("https://", "http://")):
         raise part.wrong(f"server is {cluster.server!r}", "an URL that begins with https:// or http://")
-    if authorities and cluster.insecure_skip_tls_verify:
+    if authorities.pem() and cluster.insecure_skip_tls_verify:
         raise part.wrong("insecure-skip-tls-verify and an authority to verify with", "leave one of them out")
     credentials: Credentials = FileCredentials()
     if context.user:
         signs_in = _entry(entries, "user", context.user, paths)
-        told = _cluster_info(cluster, authorities)
+        told = _cluster_info(cluster, authorities.pem())
         credentials = _credentials(signs_in, signs_in.read(_User), told, environment, wall_clock)
     server = cluster.server.rstrip("/")
     return Access(
@@ -193,7 +197,7 @@ def from_service_account(environment: Mapping[str, str]) -> Access:
     )
     try:
         loader.load_and_set(found)  # type: ignore[no-untyped-call]
-        authorities = Path(authority).read_text(encoding="ascii")
+        authorities = Authorities(checked(Path(authority).read_bytes()), Path(authority))
     except (ConfigException, OSError, ValueError) as error:
         raise ConfigError(
             f"no Kubernetes API server is known: {error}",
@@ -242,19 +246,18 @@ def _entry(entries: Mapping[tuple[str, str], _Part], kind: str, name: str, paths
     return part
 
 
-def _authorities(part: _Part, cluster: _Cluster) -> str:
+def _authorities(part: _Part, cluster: _Cluster) -> Authorities:
+    file: Path | None = None
     if cluster.certificate_authority_data:
         pem = part.data(cluster.certificate_authority_data)
     elif cluster.certificate_authority:
-        pem = part.file(cluster.certificate_authority)
+        pem, file = part.file(cluster.certificate_authority), part.path(cluster.certificate_authority)
     else:
-        return ""
+        return Authorities()
     try:
-        text = pem.decode("ascii")
-        ssl.create_default_context(cadata=text)
-    except (ssl.SSLError, ValueError) as error:
+        return Authorities(checked(pem), file)
+    except ValueError as error:
         raise part.wrong(f"certificate-authority: {error}", "PEM certificates") from None
-    return text
 
 
 def _credentials(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
+import random
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,10 @@ from aiohttp import web
 from kubernetes.aio.config import incluster_config
 
 import epp
+from epp.api.endpoints import EndpointTable
+from epp.kubernetes import reflector
 from epp.kubernetes.connection import ApiConnection, ApiError, connect
+from epp.kubernetes.pool import SelectedPods
 from epp.transport.certificates import self_signed
 from tests.kubernetes.api_server import PODS, ApiServer, pod
 
@@ -23,13 +29,19 @@ PODS_PATH = PODS.format("ns")
 
 
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[ApiServer]:
-    """Over TLS, for one user."""
+def tls(tmp_path: Path) -> ssl.SSLContext:
+    """The server's; `ca.crt` is what its clients must believe."""
     certificate, key = self_signed(datetime.datetime.now(datetime.UTC))
     (tmp_path / "ca.crt").write_bytes(certificate)
     (tmp_path / "tls.key").write_bytes(key)
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(tmp_path / "ca.crt", tmp_path / "tls.key")
+    return tls
+
+
+@pytest.fixture
+async def server(tls: ssl.SSLContext) -> AsyncIterator[ApiServer]:
+    """Over TLS, for one user."""
     async with ApiServer(tokens={"first": "picker"}).serving(tls) as made:
         yield made
 
@@ -45,6 +57,14 @@ def in_cluster(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     return lambda: connect(environment)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come about")
 
 
 async def names(connection: ApiConnection) -> list[str]:
@@ -84,6 +104,77 @@ async def test_a_watch_goes_on_with_the_next_token(server: ApiServer, in_cluster
     async with connection.watch(PODS_PATH, {"resourceVersion": "100"}, 5.0) as lines:
         server.put(PODS, pod("a", "10.0.0.1"))
         assert json.loads(await anext(lines))["object"]["metadata"]["name"] == "a"
+    await connection.close()
+
+
+class Rotation:
+    """The server's certificate, and the bundle that a pod finds: the kubelet swaps a link."""
+
+    def __init__(self, server: ApiServer, tls: ssl.SSLContext, folder: Path) -> None:
+        self._server, self._tls, self._folder = server, tls, folder
+        self.bundle = b""
+
+    async def next(self) -> None:
+        """The server shows a certificate of another authority from now on, on new connections."""
+        certificate, key = self_signed(datetime.datetime.now(datetime.UTC))
+        (self._folder / "next.crt").write_bytes(certificate)
+        (self._folder / "next.key").write_bytes(key)
+        self._tls.load_cert_chain(self._folder / "next.crt", self._folder / "next.key")
+        await self._server.stop()
+        await self._server.start()
+        self.bundle = certificate
+
+    def deliver(self, bundle: bytes) -> None:
+        """As the kubelet does it: a new file, then a link to it in place of the old one."""
+        made = self._folder / f"bundle-{len(list(self._folder.iterdir()))}"
+        made.write_bytes(bundle)
+        link = self._folder / "link"
+        link.symlink_to(made)
+        link.replace(self._folder / "ca.crt")
+
+
+async def test_another_authority_is_believed_once_the_file_says_so(
+    server: ApiServer, in_cluster: Connect, tls: ssl.SSLContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.put(PODS, pod("a", "10.0.0.1"))
+    connection = await in_cluster()
+    assert await names(connection) == ["a"]
+    rotation = Rotation(server, tls, tmp_path)
+    await rotation.next()
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await names(connection)
+    for half in (b"", b"-----BEGIN CERTIFICATE-----\nhalf of it"):  # it is just being written
+        rotation.deliver(half)
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):  # of the old authority
+            await names(connection)
+    (tmp_path / "ca.crt").unlink()
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await names(connection)
+    assert caplog.text.count("the last authorities stay in use") == 3
+    rotation.deliver(rotation.bundle)
+    assert await names(connection) == ["a"]
+    await connection.close()
+
+
+async def test_a_rotated_authority_empties_nothing(
+    server: ApiServer, in_cluster: Connect, tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows the pods loses the server for as long as the pod's bundle is the old one, and finds it again."""
+    monkeypatch.setattr(reflector, "_LONGEST_PAUSE", 0.2)
+    server.put(PODS, pod("a", "10.0.0.1"))
+    connection, table = await in_cluster(), EndpointTable()
+    followed = SelectedPods(connection, table, "ns", "app=vllm", [8000], clock=time.monotonic, rng=random.Random(1))
+    await followed.start()
+    await until(lambda: len(table) == 1)
+    rotation = Rotation(server, tls, tmp_path)
+    for number in (2, 3):
+        await rotation.next()
+        server.put(PODS, pod(f"p{number}", f"10.0.0.{number}"))
+        await asyncio.sleep(0.4)
+        assert len(table) == number - 1
+        rotation.deliver(rotation.bundle)
+        await until(lambda rows=number: len(table) == rows)
+    await followed.stop()
     await connection.close()
 
 

@@ -147,6 +147,21 @@ async def test_authorities_as_data(cluster: Cluster) -> None:
             await names(connection)
 
 
+async def test_a_file_of_authorities_may_be_replaced(cluster: Cluster) -> None:
+    async with cluster.connected() as connection:
+        assert await names(connection) == ["a"]
+        certificate, key = self_signed(datetime.datetime.now(datetime.UTC))
+        (cluster.folder / "other.crt").write_bytes(certificate)
+        (cluster.folder / "other.key").write_bytes(key)
+        cluster.tls.load_cert_chain(cluster.folder / "other.crt", cluster.folder / "other.key")
+        await cluster.server.stop()
+        await cluster.server.start()
+        with pytest.raises(aiohttp.ClientConnectorCertificateError):
+            await names(connection)
+        (cluster.folder / "ca.crt").write_bytes(certificate)
+        assert await names(connection) == ["a"]
+
+
 async def test_without_verification(cluster: Cluster) -> None:
     off = {"certificate-authority": None, "insecure-skip-tls-verify": True, "disable-compression": True}
     async with cluster.connected(off) as connection:
