@@ -15,6 +15,7 @@ import pytest
 from epp.cli import check as check_command
 from epp.cli.serving import LAST_STREAMS_SECONDS
 from epp.transport.health import SERVICES
+from tests.kubernetes.manifests import ROOT
 
 Manifest = dict[str, Any]
 
@@ -140,6 +141,14 @@ def test_pods_are_locked_down(release: Any) -> None:
             assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
             assert "memory" in container["resources"]["limits"]
             assert not re.search(r":latest$|^[^:]+$", container["image"])
+
+
+def test_the_picker_writes_to_no_volume(release: Any) -> None:
+    """What it writes for a moment goes to the image's $TMPDIR, which is memory that every container has."""
+    assert all(mount["readOnly"] for mount in release.container["volumeMounts"])
+    temporary = re.search(r"^ENV TMPDIR=(\S+)$", (ROOT / "Dockerfile").read_text(), re.M)
+    assert temporary is not None
+    assert temporary[1] == "/dev/shm"
 
 
 def test_there_is_time_to_drain(release: Any) -> None:
