@@ -305,6 +305,11 @@ def _check_together(options: ServeOptions) -> None:
         raise FlagError("--config-file and --config-text are both given: keep one")
     if options.pool_name and options.endpoint_selector:
         raise FlagError("--pool-name and --endpoint-selector are both given: keep one")
+    used: dict[int, str] = {}
+    for name in ("grpc-port", "grpc-health-port", "metrics-port"):
+        number = getattr(options, name.replace("-", "_"))
+        if number and (other := used.setdefault(number, name)) != name:
+            raise FlagError(f"--{other} and --{name} are both {number}: give one of them another port")
     if options.endpoint_selector and not options.endpoint_target_ports:
         raise FlagError("--endpoint-selector needs --endpoint-target-ports")
     if options.endpoint_target_ports and not options.endpoint_selector:

@@ -29,7 +29,10 @@ _COLOURS = {"BlockStored": "green", "BlockRemoved": "yellow", "AllBlocksCleared"
 
 
 def run(argv: Sequence[str]) -> int:
-    """`watch`: 0. `check`: 0 when nothing is wrong, 1 when something is. 2: the command line cannot be understood."""
+    """`watch`: 0, or 1 for a host that nobody knows. `check`: 0 when nothing is wrong, 1 when something is.
+
+    2: the command line cannot be understood.
+    """
     parser = argparse.ArgumentParser(prog="epp kv", description="KV cache events of model servers.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     watch = commands.add_parser("watch", help="print live events", description="Print the events of a publisher.")
@@ -54,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     options.endpoint = _address(options.endpoint)
     try:
-        if not options.bind:
+        if not options.bind or options.endpoint.startswith("tcp://"):
             split_address(options.endpoint)
         return _watch(options) if options.command == "watch" else _check(options)
     except (ValueError, zmq.ZMQError) as error:
@@ -68,6 +71,13 @@ def _address(text: str) -> str:
 
 def _watch(options: argparse.Namespace) -> int:
     as_json = options.output == "json" or (options.output is None and not sys.stdout.isatty())
+    if not options.bind:
+        found = of_port(find_peer(options.endpoint, 2.0), Expected(options.endpoint, options.topic))
+        if found.code == "unknown-host":
+            print(f"epp kv watch: {found.message} {found.fix}", file=sys.stderr)
+            return 1
+        if found.level != "ok":
+            print(f"epp kv watch: {found.message} Waiting; `epp kv check` says what to do.", file=sys.stderr)
     heard, decoder = Heard(), Decoder()
     stream = messages(
         options.endpoint,

@@ -31,6 +31,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; returns its exit status. 2: the command line cannot be understood."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if len(arguments) > 1 and arguments[0] == "help":
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0 if arguments else 2
@@ -54,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def version(argv: Sequence[str]) -> int:
     """Print the version of the installed package."""
+    if argv and argv[0] in ("-h", "--help"):
+        print("usage: epp version\n\nPrint the version of the installed package.")
+        return 0
     if argv:
         print(f"epp version takes no arguments, got {' '.join(argv)}", file=sys.stderr)
         return 2

@@ -52,6 +52,9 @@ def run(argv: list[str]) -> int:
     except FileExistsError as error:
         print(f"error: {error.filename} exists already: give another --dir", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: cannot write {error.filename}: {error.strerror}: give another --dir", file=sys.stderr)
+        return 1
     for path in written:
         print(path)
     print(f"\ncd {directory} && python -m pytest    # then: pip install .", file=sys.stderr)

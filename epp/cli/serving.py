@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import logging
 import os
@@ -10,7 +11,7 @@ import random
 import ssl
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -183,7 +184,7 @@ class Picker:
         try:
             await _check_address(host)
             health = Server(health_handlers(self.health))
-            await health.start(host, options.grpc_health_port)
+            await _listening("grpc-health-port", options.grpc_health_port, health.start(host, options.grpc_health_port))
             self._stack.push_async_callback(health.close)
             kubernetes = self.kubernetes
             if kubernetes is not None:
@@ -201,7 +202,8 @@ class Picker:
                 authenticate=kubernetes.metrics_auth() if kubernetes is not None and asks else None,
                 ready=lambda: self.health.ready,
             )
-            await admin.start(host, options.metrics_port, self._metrics_tls())
+            metrics_tls = self._metrics_tls()
+            await _listening("metrics-port", options.metrics_port, admin.start(host, options.metrics_port, metrics_tls))
             self._stack.push_async_callback(admin.close)
             await self.pool.start()
             self._stack.push_async_callback(self.pool.stop)
@@ -226,12 +228,21 @@ class Picker:
         gc.freeze()
         gc.set_threshold(50_000, 20, 50)
         log.info(
-            "ready: ext_proc on port %d (%s, transport %s), %d endpoints",
+            "%s: ext_proc on port %d (%s, transport %s), %d endpoints",
+            "ready" if self.health.ready else f"not ready, waiting for {self.waiting_for()}",
             self.grpc_port,
             "TLS" if options.secure_serving else "plaintext",
             options.transport,
             len(self.pool.table),
         )
+
+    def waiting_for(self) -> str:
+        """What keeps the picker from being ready, in words; empty when nothing does."""
+        reasons = [] if self._synced else ["the endpoints"]
+        reasons += [f"the plugin {plugin.name}" for plugin in self._plugins() if not plugin.ready()]
+        if not reasons and not self.health.ready:
+            reasons = ["the leader's lease"]
+        return ", ".join(reasons)
 
     async def drain(self) -> None:
         """Not ready any more, but serving for `--drain-timeout`; then no new streams, and time for the open ones.
@@ -280,7 +291,7 @@ class Picker:
             expose_transport(self.registry, server.stats)
             if tls is not None:
                 self._reload(tls.reload)
-        self.grpc_port = await server.start(host, options.grpc_port)
+        self.grpc_port = await _listening("grpc-port", options.grpc_port, server.start(host, options.grpc_port))
         return server
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -332,13 +343,30 @@ class Picker:
         """Pool gauges at their interval; readiness of plugins every second."""
         options = self.options
         next_gauges = 0.0
+        announced = self.health.ready
         while True:
             now = self.clock()
             self.health.update(synced=self._synced, plugins_ready=self.pool.ready())
+            if not announced and self.health.ready:
+                announced = True
+                log.info("ready: %d endpoints", len(self.pool.table))
             if now >= next_gauges:
                 self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
                 next_gauges = now + options.refresh_prometheus_metrics_interval
             await asyncio.sleep(min(1.0, options.refresh_prometheus_metrics_interval or 1.0))
+
+
+async def _listening(flag: str, port: int, opening: Awaitable[int]) -> int:
+    """The port that `opening` has got: the system's error names neither the flag nor what to do."""
+    try:
+        return await opening
+    except OSError as error:
+        fix = {
+            errno.EADDRINUSE: "another process has that port: end it, or give another port",
+            errno.EACCES: "ports below 1024 are for root: give a higher one",
+            errno.EADDRNOTAVAIL: "--listen-address is no address of this machine",
+        }.get(error.errno or 0, "give another port")
+        raise OSError(f"--{flag}={port}: {error.strerror or error} ({fix})") from error
 
 
 async def _check_address(host: str) -> None:

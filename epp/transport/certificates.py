@@ -89,7 +89,10 @@ def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
             context.load_cert_chain(*paths)
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).replace("_", " ").lower()
-            raise ValueError(f"{CERTIFICATE} and {KEY} are not a certificate and its key: {reason}") from error
+            raise ValueError(
+                f"--cert-path: {CERTIFICATE} and {KEY} are not a certificate and its key: {reason} (both must be PEM, and "
+                "made for each other)"
+            ) from error
 
 
 class CertificateReloader:

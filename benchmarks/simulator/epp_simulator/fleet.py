@@ -43,7 +43,11 @@ class Fleet:
                 await runner.setup()
                 self._runners.append(runner)
                 site = web.TCPSite(runner, self._host, server.port, ssl_context=self._ssl)
-                await site.start()
+                try:
+                    await site.start()
+                except OSError as error:
+                    what = error.strerror or error
+                    raise OSError(f"--port {server.port}: {what}: end what has it, or give another port") from error
                 server.port = runner.addresses[0][1]
                 self._publish(server)
         except BaseException:

@@ -108,6 +108,9 @@ class SimOptions:
         for name in _POSITIVE:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: 1 or more")
+        listening = self.instances * (self.data_parallel_size if self.data_parallel_external_lb else 1)
+        if not 0 <= self.port <= 65_536 - listening:
+            raise ValueError(f"--port {self.port}: {listening} in a row from there must lie between 0 and 65535")
         if self.kv_cache_size < 2:
             raise ValueError("--kv-cache-size 1: 2 or more, one block is never used")
         if self.kv_events_schema not in RELEASES:
@@ -268,7 +271,12 @@ def _meant(word: str) -> str:
 
 def from_file(path: Path) -> dict[str, Any]:
     """Values of a YAML file, by field name."""
-    loaded = yaml.safe_load(path.read_text()) or {}
+    try:
+        loaded = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config: cannot read {path}: {error}") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"--config: {path}: expected `flag: value` lines, got {type(loaded).__name__}")
     known = {option.name for option in fields(SimOptions)}
     ignored = {name.replace("-", "_") for name in (*_IGNORED, *_IGNORED_SWITCHES)}
     values: dict[str, Any] = {}

@@ -126,6 +126,7 @@ def test_values() -> None:
         (["--metrics-cert-dir=a", "--metrics-endpoint-auth=false"], "needs --metrics-client-ca-file or"),
         (["--tls-client-ca-file=a", "--secure-serving=false"], "needs --secure-serving"),
         (["--enable-cert-reload"], "needs --cert-path"),
+        (["--grpc-port=9090"], "--grpc-port and --metrics-port are both 9090"),
     ],
 )
 def test_what_is_refused(argv: list[str], said: str) -> None:

@@ -387,3 +387,13 @@ def test_watch_as_plain_text_ends_after_its_time(publisher: Publisher, capsys: p
 def test_addresses_that_cannot_be(endpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert kv.run(["check", endpoint]) == 2
     assert "HOST:PORT" in capsys.readouterr().err
+
+
+def test_watch_says_when_there_is_nothing_to_watch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert kv.run(["watch", "no-such-host.invalid:5557", "--seconds", "1"]) == 1
+    assert "cannot be resolved" in capsys.readouterr().err
+    assert kv.run(["watch", "127.0.0.1:1", "--seconds", "0.1"]) == 0
+    told = capsys.readouterr()
+    assert "Nothing listens on tcp://127.0.0.1:1. Waiting" in told.err
+    assert told.out == ""
+    assert kv.run(["watch", "tcp://*:99999", "--bind", "--seconds", "1"]) == 2

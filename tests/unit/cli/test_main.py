@@ -46,3 +46,11 @@ def test_as_a_process_writing_to_nobody() -> None:
         errors = process.stderr.read().decode()
         assert process.wait(60) in (0, 1)
     assert "Traceback" not in errors
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["version", "--help"]) == 0
+    assert cli.main(["help", "version"]) == 0
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["help", "check"])
+    assert capsys.readouterr().out.count("usage: epp version") == 2

@@ -161,6 +161,12 @@ def test_a_type_that_exists_is_not_written_again(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "new").exists()
 
 
+def test_a_directory_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run(["new", "scorer", "fresh-one", "--dir", str(tmp_path / "file" / "new")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+
+
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "README.md").write_text("mine")
     assert run(["new", "scorer", "fresh-one", "--dir", str(tmp_path)]) == 1

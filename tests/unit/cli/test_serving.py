@@ -253,8 +253,10 @@ async def test_what_cannot_start_says_why_and_leaves_nothing_open(config: str, t
     with pytest.raises(ConfigError, match="config-file"):
         Picker(options("", config_file=str(tmp_path / "nowhere.yaml")), environment={})
     async with running(options(config, secure_serving=False)) as picker:
-        with pytest.raises(OSError, match=str(picker.grpc_port)):
-            await Picker(options(config, grpc_port=picker.grpc_port), environment={}).start()
+        taken = picker.grpc_port
+        for flag in ("grpc-port", "grpc-health-port", "metrics-port"):
+            with pytest.raises(OSError, match=f"--{flag}={taken}: .*another process has that port"):
+                await Picker(options(config, **{flag.replace("-", "_"): taken}), environment={}).start()
     with pytest.raises(ValueError, match=r"tls\.crt"):
         await Picker(options(config, cert_path=str(tmp_path)), environment={}).start()
 
@@ -280,6 +282,40 @@ async def test_metrics_that_nobody_guards_are_said_to_be_open(
     ca = str(tmp_path / "tls.crt")
     async with running(dataclasses.replace(guarded, metrics_client_ca_file=ca)):
         assert "--metrics-endpoint-auth" not in caplog.text
+
+
+SLOW = """
+import epp
+
+class Slow(epp.Producer):
+    type = "slow"
+    warm = False
+
+    def produce(self, request, endpoints):
+        pass
+
+    def ready(self):
+        return Slow.warm
+"""
+
+
+async def test_the_log_says_what_readiness_waits_for(
+    config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    caplog.set_level("INFO", logger="epp")
+    with_slow = config.replace(
+        "- {type: queue-scorer}", f"- {{type: queue-scorer}}\n- {{type: {tmp_path}/slow.py:Slow}}"
+    )
+    async with running(options(with_slow)) as picker:
+        assert f"not ready, waiting for the plugin {tmp_path}/slow.py:Slow: ext_proc on port" in caplog.text
+        type(next(plugin for plugin in picker.pool.plugins.values() if plugin.type == "slow")).warm = True
+        for _ in range(400):
+            if "ready: 1 endpoints" in caplog.text:
+                break
+            await asyncio.sleep(0.05)
+        assert "ready: 1 endpoints" in caplog.text
+        assert picker.waiting_for() == ""
 
 
 async def test_log_lines_that_did_not_fit_are_on_the_page(config: str) -> None:

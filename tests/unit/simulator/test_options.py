@@ -92,6 +92,7 @@ def test_bad_event_configuration(config: str, message: str) -> None:
         ({"kv_events_schema": "0.1"}, "--kv-events-schema"),
         ({"ssl_certfile": "x"}, "--ssl-keyfile"),
         ({"kv_cache_size": 1}, "--kv-cache-size"),
+        ({"port": 65535, "instances": 2}, "--port 65535: 2 in a row"),
         ({"data_parallel_size": 0}, "--data-parallel-size 0"),
         ({"zmq_endpoint": "tcp://*:1", "kv_events_config": "{}", "enable_kvcache": True}, "say the same"),
         ({"zmq_endpoint": "nowhere"}, "--zmq-endpoint"),
@@ -127,8 +128,10 @@ def test_a_port_in_use_is_said(capsys: pytest.CaptureFixture[str]) -> None:
             {"enable_kv_cache_events": True, "endpoint": "tcp://*:0", "replay_endpoint": f"tcp://*:{port}"}
         )
         assert run(["--model", "m", "--port", "0", "--enable-kvcache", "--kv-events-config", events]) == 2
+        assert run(["--model", "m", "--port", str(port)]) == 2
     errors = capsys.readouterr().err
     assert "block-size" in errors
+    assert f"--port {port}: " in errors
     assert f"cannot bind tcp://*:{port} for KV events" in errors
 
 
@@ -146,3 +149,16 @@ async def test_the_command_serves_until_a_signal() -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.parametrize(("text", "said"), [(None, "No such file"), ("a: [", "while parsing"), ("- a", "got list")])
+def test_a_configuration_that_cannot_be_read_is_one_line(
+    text: str | None, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "sim.yaml"
+    if text is not None:
+        config.write_text(text)
+    assert run(["--config", str(config)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("epp sim: --config: ")
+    assert said in told
