@@ -90,8 +90,8 @@ def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
         except ssl.SSLError as error:
             reason = (error.reason or str(error)).replace("_", " ").lower()
             raise ValueError(
-                f"--cert-path: {CERTIFICATE} and {KEY} are not a certificate and its key: {reason} (both must be PEM, and "
-                "made for each other)"
+                f"--cert-path: {CERTIFICATE} and {KEY} are not a certificate and its key: {reason} "
+                "(both must be PEM, and made for each other)"
             ) from error
 
 
