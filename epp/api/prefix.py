@@ -19,6 +19,11 @@ def _keys(producer: str) -> tuple[DataKey, DataKey]:
     return DataKey(PREFIX_CACHE_MATCH, producer), DataKey(_CACHED_BLOCKS, producer)
 
 
+def declared_as(key: DataKey) -> DataKey:
+    """The key that a plugin declares in order to use `key`: the match's unweighted twin is declared as the match."""
+    return DataKey(PREFIX_CACHE_MATCH, key.producer) if key.type == _CACHED_BLOCKS else key
+
+
 class PrefixMatch(msgspec.Struct, frozen=True, eq=False):
     """How much of the prompt each candidate already holds.
 

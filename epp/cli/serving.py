@@ -324,6 +324,8 @@ class Picker:
         if not options.enable_cert_reload:
             return
         counter = self.registry.counter("certificate_reloads_total", "Attempts to load a new certificate.", ("result",))
+        for result in ("success", "failure"):
+            counter.labels(result)  # from 0: nobody sees an increase in a series that begins with its first failure
         reloader = CertificateReloader(
             options.cert_path,
             load_pair,

@@ -8,7 +8,7 @@ from functools import partial
 from epp.api.plugin import Clock
 from epp.telemetry.logs import RateLimitedLog
 from epp.telemetry.metrics import Registry
-from epp.transport.limits import TransportStats
+from epp.transport.limits import COUNTED, TransportStats
 
 log = logging.getLogger("epp.extproc")
 
@@ -66,5 +66,6 @@ def expose_transport(registry: Registry, stats: TransportStats) -> None:
         "transport_limits_hit_total",
         "How often a limit ended a stream or a connection.",
         ("limit",),
-        lambda: [((limit,), float(count)) for limit, count in stats.limits_hit.items()],
+        # From 0: Prometheus sees no increase in a series that begins with its first hit.
+        lambda: [((limit,), float(stats.limits_hit.get(limit, 0))) for limit in COUNTED],
     )

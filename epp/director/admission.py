@@ -9,6 +9,7 @@ from epp.api.endpoints import Endpoints
 from epp.api.errors import ResourceExhausted, ServiceUnavailable
 from epp.api.plugin import SaturationDetector
 from epp.api.request import InferenceRequest
+from epp.scheduling.guard import PluginTimings
 
 
 class Admission(Protocol):
@@ -25,12 +26,23 @@ class SheddableAdmission:
     header is always sent; llm-d-router leaves it out in this one case.
     """
 
-    def __init__(self, detector: SaturationDetector[Any]) -> None:
+    def __init__(self, detector: SaturationDetector[Any], timings: PluginTimings) -> None:
         self._detector = detector
+        self._timings = timings
 
     def admit(self, request: InferenceRequest, endpoints: Endpoints) -> None:
-        if request.priority < 0 and self._detector.saturation(endpoints) >= 1.0:
+        if request.priority < 0 and self._saturated(endpoints):
             raise ResourceExhausted("system saturated, sheddable request dropped", reason="rejected-saturated")
+
+    def _saturated(self, endpoints: Endpoints) -> bool:
+        """A detector that fails has no say, like every plugin: the filters still keep requests off full endpoints."""
+        try:
+            return bool(self._detector.saturation(endpoints) >= 1.0)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._timings.failed("Admission", self._detector.type, self._detector.name, error)
+            return False
 
 
 class StandbyAdmission:

@@ -97,9 +97,11 @@ class Director:
         self._rewrites = rewrites or NoRewrites()
         self._observers = observers
         self._tracer = tracer or NullTracer()
-        self._parsing = {
-            parser: timings.duration("RequestParsing", parser.type, parser.name).observe for parser in parsers.parsers
-        }
+
+        def observers_of(extension_point: str) -> dict[Parser[Any], Callable[[float], None]]:
+            return {p: timings.duration(extension_point, p.type, p.name).observe for p in parsers.parsers}
+
+        self._parsing = observers_of("RequestParsing")
         everyone = list(plugins)
 
         def guarded(hook: str, extension_point: str) -> list[Guarded]:
@@ -116,6 +118,7 @@ class Director:
             headers=guarded("on_response_headers", "ResponseReceived"),
             first_chunk=guarded("on_first_chunk", "ResponseStreaming"),
             end=guarded("on_response_end", "ResponseComplete"),
+            parsing=observers_of("ResponseParsing"),
         )
 
     def decide(self, head: RequestHead, body: bytes) -> RequestFlight | Awaitable[RequestFlight]:
@@ -153,7 +156,13 @@ class Director:
             while True:
                 try:
                     await (waiting if waiting is not None else asyncio.sleep(0))
-                except Exception as error:
+                except asyncio.CancelledError as error:
+                    if _cancelled():
+                        raise
+                    waiting = steps.throw(error)
+                except (KeyboardInterrupt, GeneratorExit):
+                    raise
+                except BaseException as error:
                     waiting = steps.throw(error)
                 else:
                     waiting = steps.send(None)
@@ -189,9 +198,9 @@ class Director:
         began = self._clock()
         try:
             return parser.parse(path, headers, body)
-        except RequestError:
+        except (RequestError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             self._recorder.unexpected(error)
             raise BadRequest(f"{parser.type} could not read the body: {error}") from error
         finally:
@@ -223,7 +232,9 @@ class Director:
         except RequestError as error:
             self._recorder.refused(request, error)
             raise
-        except Exception as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             self._recorder.unexpected(error)
             refusal = Internal(f"the picker failed: {type(error).__name__}: {error}")
             self._recorder.refused(request, refusal)
@@ -252,9 +263,9 @@ class Director:
             if producing is not None:
                 try:
                     yield _within(producer.timeout, producing)
-                except RequestError:
+                except (RequestError, KeyboardInterrupt, GeneratorExit):
                     raise
-                except Exception as error:
+                except BaseException as error:
                     guarded.failed(error)
             if long:
                 yield None
@@ -352,6 +363,12 @@ async def _within(seconds: float, producing: Awaitable[None]) -> None:
     whose client has gone would still be given an endpoint."""
     async with asyncio.timeout(seconds):
         await producing
+
+
+def _cancelled() -> bool:
+    """Whether a `CancelledError` is meant for this task; else it comes from something that a plugin awaited."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 def _holds_part_of_prompt(request: InferenceRequest, result: SchedulingResult) -> bool:

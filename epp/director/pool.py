@@ -52,7 +52,8 @@ class Pool:
         self.name = name
         self.assembly = assembly
         self.table = table
-        self._admission: Admission = SheddableAdmission(assembly.saturation_detector)
+        self._admission: Admission = SheddableAdmission(assembly.saturation_detector, timings)
+        self._timings = timings
         self.director = Director(
             table=table,
             parsers=ParserTable(assembly.parsers),
@@ -112,4 +113,14 @@ class Pool:
 
     def ready(self) -> bool:
         """The endpoints are known and every plugin says it can work."""
-        return self.synced and all(plugin.ready() for plugin in self.plugins.values())
+        return self.synced and all(map(self._is_ready, self.plugins.values()))
+
+    def _is_ready(self, plugin: Plugin[Any]) -> bool:
+        """A plugin that cannot even say so is not: counted, and asked again the next time."""
+        try:
+            return bool(plugin.ready())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._timings.failed("Readiness", plugin.type, plugin.name, error)
+            return False

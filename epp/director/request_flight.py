@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 
 from epp.api.errors import RequestError
 from epp.api.plugin import Clock, Parser, SchedulingResult
-from epp.api.request import InferenceRequest, InferenceResponse, TerminationCause
+from epp.api.request import InferenceRequest, InferenceResponse, Payload, TerminationCause, Usage
 from epp.director.flight import Decision
 from epp.director.recording import Recorder
 from epp.scheduling.guard import Guarded
@@ -27,6 +27,8 @@ class ResponseHooks:
     headers: Sequence[Guarded]
     first_chunk: Sequence[Guarded]
     end: Sequence[Guarded]
+    parsing: Mapping[Parser[Any], Callable[[float], None]]
+    """Per parser, where the seconds go that it took to read the usage out of an answer."""
 
 
 class RequestFlight:
@@ -100,24 +102,25 @@ class RequestFlight:
     def stream_usage(self, event: bytes) -> None:
         """An SSE data event that mentions usage."""
         if self._parser is not None:
-            try:
-                usage = self._parser.stream_usage(self.request.payload, event)
-            except Exception as error:
-                self._recorder.unexpected(error)
-                return
-            if usage is not None:
-                self.response.usage.merge(usage)
+            self._usage(self._parser, self._parser.stream_usage, event)
 
     def body_usage(self, body: bytes) -> None:
         """A complete JSON answer, or its tail."""
         if self._parser is not None:
-            try:
-                usage = self._parser.usage(self.request.payload, body)
-            except Exception as error:
-                self._recorder.unexpected(error)
-                return
+            self._usage(self._parser, self._parser.usage, body)
+
+    def _usage(self, parser: Parser[Any], read: Callable[[Payload, bytes], Usage | None], told: bytes) -> None:
+        began = self._clock()
+        try:
+            usage = read(self.request.payload, told)
             if usage is not None:
                 self.response.usage.merge(usage)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._recorder.unexpected(error)
+        finally:
+            self._hooks.parsing[parser](self._clock() - began)
 
     def end(self, cause: TerminationCause) -> None:
         """Release everything; later calls do nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from epp.api.errors import ConfigError
-from epp.api.keys import ANY_PRODUCER, DEFAULT_PRODUCERS
+from epp.api.keys import ANY_PRODUCER, DEFAULT_PRODUCERS, PEER_ENDPOINT
 from epp.api.plugin import (
     Admitter,
     DataSource,
@@ -108,7 +108,8 @@ class _Builder:
                         )
                     self._add_default(kind)
                 for key in plugin.consumes_if_present if name in self._declared else ():
-                    if producer_of(key, self._built) is None:
+                    # Where the peer is may also come in a header, from another picker.
+                    if key != PEER_ENDPOINT and producer_of(key, self._built) is None:
                         what = key if key.producer != ANY_PRODUCER else key.type
                         self._warn(self._path(name), f"{name} goes without {what}: nobody produces it")
         for name, plugin in self._built.items():

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from epp.api.errors import RequestError
+from epp.api.keys import DataKey
 from epp.api.plugin import Clock, Plugin
+from epp.scheduling.scope import scoped
 
 
 class Child(Protocol):
@@ -25,11 +27,16 @@ class PluginTimings(Protocol):
     def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
         """Count a failure, and log it at most once a minute."""
 
+    def violated(self, extension_point: str, plugin_type: str, plugin_name: str, access: str, key: DataKey) -> None:
+        """Count an access (`read` or `write`) to a data key that the plugin does not declare; log it likewise."""
+
 
 class Guarded:
     """One hook of one plugin, with its timing. `run` returns None when the plugin failed.
 
-    `RequestError` is not a failure: it is how a plugin refuses a request, so it passes through.
+    `RequestError` is not a failure: it is how a plugin refuses a request, so it passes through. Everything else stays
+    here, also what is no `Exception` (the `SystemExit` of a library's `sys.exit`, the `CancelledError` of a future): it
+    would end the picker, and nothing cancels a hook while it runs. Only the operator's `KeyboardInterrupt` passes.
     """
 
     __slots__ = ("_clock", "_extension_point", "_failed", "_hook", "_observe", "_timings", "plugin")
@@ -38,7 +45,7 @@ class Guarded:
         self, plugin: Plugin[Any], hook: Callable[..., Any], extension_point: str, timings: PluginTimings, clock: Clock
     ) -> None:
         self.plugin = plugin
-        self._hook = hook
+        self._hook = scoped(plugin, hook, self._violated)
         self._extension_point = extension_point
         self._timings = timings
         self._clock = clock
@@ -51,9 +58,9 @@ class Guarded:
         began = clock()
         try:
             return self._hook(*arguments)
-        except RequestError:
+        except (RequestError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:
             self.failed(error)
             self._failed = True
             return None
@@ -69,6 +76,9 @@ class Guarded:
     def failed(self, error: BaseException) -> None:
         """Count a failure that was noticed outside the call (a wrong shape, a time-out)."""
         self._timings.failed(self._extension_point, self.plugin.type, self.plugin.name, error)
+
+    def _violated(self, access: str, key: DataKey) -> None:
+        self._timings.violated(self._extension_point, self.plugin.type, self.plugin.name, access, key)
 
 
 def overriding(plugins: list[Plugin[Any]], hook: str) -> list[Plugin[Any]]:

@@ -70,7 +70,9 @@ class SchedulingProfile:
             for position in others:
                 picked.append(candidates[int(position)])
                 picked_rows.append(rows.item(position))
-        except Exception as error:  # what a picker returns is as foreign as the picker
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # what a picker returns is as foreign as the picker
             if positions is None:
                 self._picker.returned_nothing("positions")
             else:
@@ -95,7 +97,7 @@ class SchedulingProfile:
                 continue
             try:
                 fits = keep.shape == candidates.rows.shape and keep.dtype == np.bool_
-            except AttributeError:
+            except Exception:
                 fits = False
             if not fits:
                 guarded.failed(
@@ -124,8 +126,8 @@ class SchedulingProfile:
                 guarded.returned_nothing("an array of scores")
                 continue
             try:
-                fits = raw.shape == shape and raw.dtype.kind in _NUMBERS
-            except AttributeError:
+                fits = raw.shape == shape and raw.dtype.kind in _NUMBERS and not isinstance(raw, np.ma.MaskedArray)
+            except Exception:
                 fits = False
             if not fits:
                 guarded.failed(

@@ -126,7 +126,9 @@ def plugin_state(plugins: Iterable[StatefulPlugin], now: datetime) -> dict[str, 
         entry: dict[str, Any] = {"name": plugin.name, "type": plugin.type}
         try:
             state = bounded(plugin.dump_state())
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             entry["message"] = f"the dump failed: {type(error).__name__}: {error}"
         else:
             entry.update({"message": _NO_DUMP} if state is None else {"state": state})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from epp.api.endpoints import Endpoint, EndpointTable
 from epp.api.errors import RequestError
+from epp.api.keys import DataKey
 from epp.api.request import InferenceRequest, InferenceResponse
 from epp.telemetry.logs import RateLimitedLog
 from epp.telemetry.metrics import Histogram
@@ -156,4 +157,18 @@ class PluginRecorder:
             type(error).__name__,
             error,
             error=error,
+        )
+
+    def violated(self, extension_point: str, plugin_type: str, plugin_name: str, access: str, key: DataKey) -> None:
+        """Count an access to a data key that is not declared, and log it at most once a minute per plugin and key."""
+        self._metrics.scope_violations.labels(extension_point, plugin_type, plugin_name, access).inc()
+        self._log.error(
+            f"{access}:{plugin_name}:{key}",
+            "plugin %s (%s) tried to %s %s in %s, which it does not declare: %s",
+            plugin_name,
+            plugin_type,
+            access,
+            key,
+            extension_point,
+            "name it in `consumes`" if access == "read" else "name it in `produces`",
         )

@@ -161,6 +161,11 @@ class RequestMetrics:
         self.plugin_errors = counter(
             "plugin_errors_total", "Failures of plugins: the plugin was skipped for that request.", PLUGIN_LABELS
         )
+        self.scope_violations = counter(
+            "plugin_data_scope_violations_total",
+            "Accesses of a plugin to a data key that it does not declare: reads got nothing, writes failed.",
+            (*PLUGIN_LABELS, "access"),
+        )
         self.internal_errors = counter(
             "internal_errors_total", "Failures inside the picker that no rule foresees.", ("kind",)
         )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from epp.api.endpoints import Endpoints, EndpointTable
+from epp.api.keys import DataKey
 from epp.api.plugin import Clock, Plugin, SchedulingResult
 from epp.api.request import InferenceRequest
 from epp.config.load import load
@@ -99,3 +100,6 @@ class _Raising:
 
     def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
         raise error
+
+    def violated(self, extension_point: str, plugin_type: str, plugin_name: str, access: str, key: DataKey) -> None:
+        raise AssertionError(f"{plugin_name} may not {access} {key} in {extension_point}: it does not declare it")

@@ -61,6 +61,20 @@ class Limits:
                 raise ValueError(f"{name} {getattr(self, name)}: wanted 65535 to 2147483647")
 
 
+COUNTED = (
+    "buffered_server",
+    "concurrent_streams",
+    "connections",
+    "handshake_seconds",
+    "header_block",
+    "message",
+    "nuisance",
+    "stalled_seconds",
+    "unread",
+)
+"""The limits whose being reached ends something, and is counted under their names."""
+
+
 @dataclass(slots=True)
 class TransportStats:
     """What is open now, and counters over the life of a server. `buffered`: bytes, see `Limits.buffered_server`."""

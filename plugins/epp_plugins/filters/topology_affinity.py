@@ -80,7 +80,7 @@ class TopologyAffinityFilter(epp.Filter[TopologyAffinityFilterParams]):
 
     @property
     def consumes_if_present(self) -> Sequence[epp.DataKey]:
-        return (self._proximity.key,)
+        return (self._proximity.key, epp.PEER_ENDPOINT)
 
     def filter(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.BoolArray:
         everybody = np.ones(len(endpoints), dtype=np.bool_)

@@ -67,6 +67,16 @@ class StagedProfileHandler(epp.ProfileHandler[ParamsT]):
         self._fallbacks = Fallbacks(self)
         self._log = RateLimitedLog(self.context.log, self.context.clock)
 
+    @property
+    def produces(self) -> Sequence[epp.DataKey]:
+        return (epp.PEER_ENDPOINT,)
+
+    @property
+    def consumes_if_present(self) -> Sequence[epp.DataKey]:
+        """What the deciders read, who are asked in its place."""
+        deciders = (d for d in (self._prefill_decider, self._encode_decider) if d is not None)
+        return tuple(key for decider in deciders for key in (*decider.consumes, *decider.consumes_if_present))
+
     def _decider(self, name: str, stage: str) -> epp.Decider[Any] | None:
         if not name:
             return None

@@ -59,7 +59,7 @@ class TopologyAffinityScorer(epp.Scorer[TopologyAffinityScorerParams]):
 
     @property
     def consumes_if_present(self) -> Sequence[epp.DataKey]:
-        return (self._proximity.key,)
+        return (self._proximity.key, epp.PEER_ENDPOINT)
 
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
         levels = self._proximity.levels(request, endpoints)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from epp.cli.serving_metrics import ExchangeMetrics, expose_transport
 from epp.extproc.codec import InvalidMessage, decode
 from epp.telemetry.exposition import render_now
 from epp.telemetry.metrics import Registry
+from epp.transport import limits
 from epp.transport.limits import TransportStats
 
 
@@ -57,3 +60,13 @@ def test_the_transport_is_read_when_the_page_is() -> None:
     )
     assert page.count("_total counter") == 6
     assert 'llm_d_epp_transport_limits_hit_total{limit="buffered_server"} 1.0' in page
+    assert 'llm_d_epp_transport_limits_hit_total{limit="message"} 0.0' in page
+
+
+def test_every_limit_that_is_counted_is_on_the_page_before_it_is_reached() -> None:
+    named: set[str] = set()
+    for source in Path(limits.__file__).parent.glob("*.py"):
+        for line in source.read_text().splitlines():
+            if "stats.hit(" in line or "self._give_up, " in line:
+                named.update(re.findall(r'"(\w+)"', line))
+    assert named == set(limits.COUNTED)

@@ -53,6 +53,9 @@ class Timings:
     def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
         self.failures.append((extension_point, plugin_name))
 
+    def violated(self, extension_point: str, plugin_type: str, plugin_name: str, access: str, key: epp.DataKey) -> None:
+        self.failures.append((f"{extension_point} {access} {key}", plugin_name))
+
 
 class Journal:
     """A recorder that keeps everything."""
@@ -90,27 +93,30 @@ class Journal:
 class Json(epp.Parser[epp.NoParams]):
     type = "json"
     paths = ("completions",)
+    error: type[BaseException] = ZeroDivisionError
 
     def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> epp.Payload:
         if body == b"bad":
             raise epp.BadRequest("bad body")
         if body == b"crash":
-            raise ZeroDivisionError
+            raise self.error
         return epp.Payload("completions", model=body.decode() or None, rewritable=True)
 
     def usage(self, payload: epp.Payload, body: bytes) -> epp.Usage | None:
         if body == b"crash":
-            raise ZeroDivisionError
+            raise self.error
         return epp.Usage(prompt_tokens=int(body))
 
     def stream_usage(self, payload: epp.Payload, event: bytes) -> epp.Usage | None:
         if event == b"crash":
-            raise ZeroDivisionError
+            raise self.error
         return epp.Usage(completion_tokens=int(event))
 
     def rewrite_model(self, payload: epp.Payload, body: bytes, model: str) -> bytes:
         if model == "unspeakable":
             raise ValueError(model)
+        if model == "crash":
+            raise self.error
         return model.encode()
 
 
@@ -126,11 +132,12 @@ class Spy(epp.Producer[epp.NoParams]):
         self.before: Any = None
         self.gate: asyncio.Future[None] | None = None
         self.fail: set[str] = set()
+        self.error: type[BaseException] = RuntimeError
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
         if call in self.fail:
-            raise RuntimeError(call)
+            raise self.error(call)
 
     def produce(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> Awaitable[None] | None:
         self._note("produce")
@@ -143,6 +150,8 @@ class Spy(epp.Producer[epp.NoParams]):
             await self.gate
         if self.before is not None:
             self.before()
+        if "later" in self.fail:
+            raise self.error
 
     def on_request(self, request: epp.InferenceRequest) -> None:
         self._note("on_request")
@@ -189,7 +198,11 @@ class One(epp.ProfileHandler[epp.NoParams]):
 class Full(epp.SaturationDetector[epp.NoParams]):
     type = "full"
 
+    error: BaseException | None = None
+
     def saturation(self, endpoints: epp.Endpoints) -> float:
+        if self.error is not None:
+            raise self.error
         return 1.0
 
 
@@ -209,6 +222,7 @@ class Bench:
         self.timings = Timings()
         self.journal = Journal()
         self.spy = Spy(self.context("spy"))
+        self.full = Full(NOTHING, self.context("full"))
         self.decisions: list[str] = []
         profile = SchedulingProfile(
             "default",
@@ -219,14 +233,15 @@ class Bench:
             clock=self.clock,
         )
         handler = One(NOTHING, self.context("one"))
+        self.parser = Json(NOTHING, self.context("json"))
         self.director = Director(
             table=self.table,
-            parsers=ParserTable([Json(NOTHING, self.context("json"))]),
+            parsers=ParserTable([self.parser]),
             scheduler=Scheduler({"default": profile}, handler, timings=self.timings, clock=self.clock),
             producers=[self.spy],
             admitters=[Refuses(NOTHING, self.context("refuses"))],
             plugins=[self.spy],
-            admission=SheddableAdmission(Full(NOTHING, self.context("full"))),
+            admission=SheddableAdmission(self.full, self.timings),
             recorder=self.journal,
             timings=self.timings,
             clock=self.clock,
@@ -293,6 +308,13 @@ def test_reading_the_body_is_timed_like_every_other_plugin(bench: Bench) -> None
     with pytest.raises(epp.BadRequest):
         bench.decide(b"crash")
     assert bench.timings.observed.count(("RequestParsing", "json")) == 2
+
+
+def test_reading_the_answer_is_timed_too(bench: Bench) -> None:
+    flight = bench.decide()
+    flight.stream_usage(b"7")
+    flight.body_usage(b"crash")
+    assert bench.timings.observed.count(("ResponseParsing", "json")) == 2
 
 
 def test_served_falls_back_to_the_picked_endpoint(bench: Bench) -> None:
@@ -412,6 +434,56 @@ def test_failing_hooks_are_counted_and_change_nothing(bench: Bench) -> None:
     ]
     assert len(bench.journal.named("unexpected")) == 2
     assert len(bench.journal.named("ended")) == 1
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, GeneratorExit])
+def test_what_is_no_exception_stays_in_the_hook_too(bench: Bench, error: type[BaseException]) -> None:
+    """A library that calls `sys.exit` in a hook costs this one request its hook, and nobody else anything."""
+    bench.spy.error = bench.parser.error = error
+    bench.spy.fail = {"on_request", "produce", "on_picked", "on_response_headers", "on_first_chunk", "on_response_end"}
+    flight = bench.decide()
+    flight.response_headers(200, {}, "")
+    flight.chunk(1.0, 1)
+    flight.stream_usage(b"crash")
+    flight.body_usage(b"crash")
+    flight.end(epp.TerminationCause.NATURAL)
+    assert len(bench.timings.failures) == 6
+    assert len(bench.journal.named("unexpected")) == 2
+    with pytest.raises(epp.BadRequest, match="json could not read the body"):
+        bench.decide(b"crash")
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError])
+def test_a_rewrite_that_would_end_the_picker_is_an_internal_error(bench: Bench, error: type[BaseException]) -> None:
+    bench.parser.error = error
+    with pytest.raises(epp.Internal, match=error.__name__):
+        bench.decide(b"m", x_llm_d_model_name_rewrite="crash")
+    assert bench.spy.calls[-1] == "on_response_end"
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, RuntimeError])
+async def test_a_waiting_producer_that_would_end_the_picker_is_left_out(
+    bench: Bench, error: type[BaseException]
+) -> None:
+    bench.spy.wait, bench.spy.fail, bench.spy.error = 0.0, {"later"}, error
+    pending = bench.director.decide(bench.head(), b"m")
+    assert not isinstance(pending, RequestFlight)
+    flight = await asyncio.ensure_future(pending)
+    assert flight.decision.destination == "10.0.0.2:8000"
+    assert bench.timings.failures == [("DataProducer", "spy")]
+
+
+def test_the_operator_may_interrupt_a_hook(bench: Bench) -> None:
+    bench.spy.fail, bench.spy.error = {"on_request"}, KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        bench.decide()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("?"), SystemExit(1)])
+def test_a_saturation_detector_that_fails_has_no_say(bench: Bench, error: BaseException) -> None:
+    bench.full.error = error
+    assert bench.decide(x_llm_d_inference_objective="batch").decision.destination
+    assert bench.timings.failures == [("Admission", "full")]
 
 
 async def test_a_producer_that_waits_makes_only_that_request_wait(bench: Bench) -> None:

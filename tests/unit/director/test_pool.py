@@ -46,6 +46,8 @@ class Starter(epp.Producer[Told]):
             raise RuntimeError(f"{self.name} cannot stop")
 
     def ready(self) -> bool:
+        if self.params.fails == "ready":
+            raise RuntimeError(f"{self.name} does not know")
         return self.up
 
 
@@ -90,3 +92,11 @@ async def test_a_plugin_that_cannot_stop_keeps_none_running(caplog: pytest.LogCa
     await built.stop()
     assert not any(starter.up for starter in starters)
     assert "plugin two did not stop cleanly" in caplog.text
+
+
+async def test_a_plugin_that_cannot_say_whether_it_is_ready_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    built, _ = pool({"name": "one"}, {"name": "two", "parameters": {"fails": "ready"}})
+    await built.start()
+    assert not built.ready()
+    assert "two does not know" in caplog.text
+    await built.stop()

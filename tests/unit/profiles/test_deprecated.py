@@ -132,7 +132,7 @@ def test_data_parallel_profile_handler_sends_all_to_one_port() -> None:
         producers=made.assembly.plugins.producers,
         admitters=(),
         plugins=made.assembly.plugins.start_order,
-        admission=SheddableAdmission(made.assembly.saturation_detector),
+        admission=SheddableAdmission(made.assembly.saturation_detector, timings),
         recorder=MetricsRecorder(metrics, log, made.clock),
         timings=timings,
         clock=made.clock,

@@ -44,6 +44,10 @@ class Peer(epp.Scorer[epp.NoParams]):
 
     type = "peer"
 
+    @property
+    def consumes_if_present(self) -> Sequence[epp.DataKey]:
+        return (epp.PEER_ENDPOINT,)
+
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
         peer = request.attributes.get(epp.PEER_ENDPOINT)
         self.seen = [*getattr(self, "seen", []), peer.name if peer is not None else None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ class Timings:
     def failed(self, extension_point: str, plugin_type: str, plugin_name: str, error: BaseException) -> None:
         self.failures.append((extension_point, plugin_name, str(error)))
 
+    def violated(self, extension_point: str, plugin_type: str, plugin_name: str, access: str, key: epp.DataKey) -> None:
+        self.failures.append((extension_point, plugin_name, f"{access} {key}"))
+
 
 def context(name: str, table: epp.EndpointTable) -> epp.PluginContext:
     def find(wanted: str) -> epp.Plugin[Any]:
@@ -42,6 +46,14 @@ def context(name: str, table: epp.EndpointTable) -> epp.PluginContext:
     return epp.PluginContext(
         name=name, clock=lambda: 0.0, rng=random.Random(1), log=logging.getLogger(name), table=table, find=find
     )
+
+
+class Unhelpful:
+    """Answers every question with an error of its own."""
+
+    @property
+    def shape(self) -> Any:
+        raise OSError("not today")
 
 
 class LambdaScorer(epp.Scorer[epp.NoParams]):
@@ -177,6 +189,9 @@ def test_no_survivor_is_429_with_the_filters_name(table: epp.EndpointTable, requ
         lambda e: None,
         lambda e: np.array(["a", "b", "c", "d"]),
         lambda e: np.array([1.0, None, 0.0, 0.0]),
+        lambda e: np.ma.masked_array([1.0, 0.5, 0.0, 0.0], [True, False, False, False]),
+        lambda e: Unhelpful(),
+        lambda e: sys.exit("a library thinks that it is a command"),
     ],
 )
 def test_a_broken_scorer_is_left_out(wrong: Any, table: epp.EndpointTable, request_: epp.InferenceRequest) -> None:

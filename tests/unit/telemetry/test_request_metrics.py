@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 
 from epp.api.endpoints import Endpoint, EndpointTable
 from epp.api.errors import BadRequest
+from epp.api.keys import DataKey
 from epp.api.request import InferenceRequest, InferenceResponse, Payload, TerminationCause, Usage
 from epp.telemetry.exposition import render_now
 from epp.telemetry.legacy_metrics import add_legacy_metrics
@@ -288,6 +289,23 @@ def test_failures_are_counted_and_logged_once_a_minute(caplog: pytest.LogCapture
     labels = {"extension_point": "Scorer", "plugin_type": "queue-scorer", "plugin_name": "q"}
     assert page.value("llm_d_epp_plugin_errors_total", **labels) == 4
     assert page.value("llm_d_epp_internal_errors_total", kind="KeyError") == 3
+
+
+def test_what_a_plugin_does_not_declare_is_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    registry = Registry()
+    plugins = PluginRecorder(RequestMetrics(registry), logging.getLogger("t"), lambda: 0.0)
+    for _ in range(2):
+        plugins.violated("Scorer", "mine", "m", "read", DataKey("Colour", "theirs"))
+    plugins.violated("DataProducer", "mine", "m", "write", DataKey("Hue", "its"))
+    labels = {"plugin_type": "mine", "plugin_name": "m"}
+    name = "llm_d_epp_plugin_data_scope_violations_total"
+    page = Page(registry)
+    assert page.value(name, extension_point="Scorer", access="read", **labels) == 2
+    assert page.value(name, extension_point="DataProducer", access="write", **labels) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "plugin m (mine) tried to read Colour/theirs in Scorer, which it does not declare: name it in `consumes`",
+        "plugin m (mine) tried to write Hue/its in DataProducer, which it does not declare: name it in `produces`",
+    ]
 
 
 def test_stream_metrics() -> None:

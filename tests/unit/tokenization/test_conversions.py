@@ -192,7 +192,7 @@ def test_chats_that_are_not_tokenized(body: dict[str, Any], reason: Reason) -> N
 
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(TokenizationError):
-        chat_request(b'{"messages": [{"content": ' + b"[" * 5000 + b"]" * 5000 + b"}]}")
+        chat_request(b'{"messages": [{"content": ' + b"[" * 200_000 + b"]" * 200_000 + b"}]}")
 
 
 def test_a_chat_body_for_the_render_server() -> None:
