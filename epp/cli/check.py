@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     try:
         with _heard() as said:
-            tree, defaults, warnings = _examined(options.file, options.allow_experimental_plugins)
+            tree, defaults, warnings = examine(options.file, allow_experimental=options.allow_experimental_plugins)
     except ConfigError as error:
         _print_error(error, options.file, as_json=options.output == "json")
         return 1
@@ -81,7 +81,11 @@ class _Listener(logging.Handler):
         self.said.append(record.getMessage())
 
 
-def _examined(file: str, allow_experimental: bool) -> tuple[dict[str, Any], list[str], list[str]]:
+def examine(file: str, *, allow_experimental: bool) -> tuple[dict[str, Any], list[str], list[str]]:
+    """What a configuration file means in full, which paths of that are defaults, and warnings; - for standard input.
+
+    Raises `ConfigError` when the picker would not start with it.
+    """
     if file == "-":
         loaded, directory = load(sys.stdin.read(), "standard input"), None
     else:

@@ -70,7 +70,9 @@ def load_file(path: Path) -> Loaded:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LocatedError(
-            f"cannot read the configuration file: {error}", source=str(path), fix="check the path (--config-file)"
+            f"cannot read the configuration file {path}: {getattr(error, 'strerror', None) or error}",
+            source=str(path),
+            fix="check the path",
         ) from error
     return load(text, str(path))
 

@@ -54,7 +54,10 @@ class Envoy:
         command = [find_envoy(), "-c", str(config), "--concurrency", str(self._concurrency), "-l", "warning"]
         command += ["--disable-hot-restart"]
         with (self._folder / "envoy.log").open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(*command, stdout=log, stderr=log)
+            # A session of its own: Ctrl-C is for whoever started it, who ends it when nobody needs it any more.
+            self._process = await asyncio.create_subprocess_exec(
+                *command, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             await self._wait_until_ready()
         except BaseException:

@@ -32,6 +32,17 @@ def free_ports_in_a_row(count: int, *, rng: Random | None = None) -> int:
         return _hold(held, count, rng or SystemRandom())[0]
 
 
+def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of this machine right now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a closed connection leaves is no obstacle
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def _hold(held: ExitStack, count: int, rng: Random) -> list[int]:
     """Bind `count` neighbouring ports until `held` is left."""
     last = max(_ephemeral_begins(), _FIRST + 2 * count) - count

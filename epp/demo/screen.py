@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rich.console import Console
 
@@ -14,27 +15,34 @@ from epp.demo.conversation import Turn
 class Choice:
     """A decision of the picker. `scores`: server -> scorer -> score (before weights); `totals`: weighted sums.
 
-    `prefill`: the server that reads the prompt, where that is another.
+    `weights` of scorers (1.0 where none is named). `prefill`: the server that reads the prompt, where that is another.
     """
 
     request_id: str
     server: str
     totals: Mapping[str, float]
     scores: Mapping[str, Mapping[str, float]]
+    weights: Mapping[str, float] = field(default_factory=dict)
     prefill: str = ""
 
     def why(self) -> str:
-        """The winner's scores beside those of the best other server."""
+        """The winner's weighted scores beside those of the best other server that the filters left."""
         others = {server: total for server, total in self.totals.items() if server != self.server}
-        winner = f"{self.totals[self.server]:.2f} = {_terms(self.scores[self.server])}"
         if not others:
-            return winner
-        second = max(others, key=lambda server: others[server])
-        return f"{winner}   next {second}: {others[second]:.2f} = {_terms(self.scores[second])}"
+            return f"{self._sum(self.server)}   no other candidate"
+        return (
+            f"{self._sum(self.server)}   next {self._sum(max(others, key=lambda server: others[server]), named=True)}"
+        )
+
+    def _sum(self, server: str, *, named: bool = False) -> str:
+        terms = [_term(scorer, score, self.weights.get(scorer, 1.0)) for scorer, score in self.scores[server].items()]
+        total = f"{server}: {self.totals[server]:.2f}" if named else f"{self.totals[server]:.2f}"
+        return f"{total} = {' + '.join(terms)}" if terms else f"{total} (no scorer)"
 
 
-def _terms(scores: Mapping[str, float]) -> str:
-    return ", ".join(f"{scorer.removesuffix('-scorer')} {score:.2f}" for scorer, score in scores.items())
+def _term(scorer: str, score: float, weight: float) -> str:
+    times = "" if weight == 1 else f"{weight:g} x "
+    return f"{scorer.removesuffix('-scorer')} {times}" + ("no data" if math.isnan(score) else f"{score:.2f}")
 
 
 class Screen:
