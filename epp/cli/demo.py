@@ -70,7 +70,7 @@ def _port(text: str) -> int:
 
 
 async def _until_stopped(options: argparse.Namespace) -> int:
-    """A signal ends the demo wherever it is; a terminal that is closed, too, since its processes have other sessions."""
+    """A signal ends the demo wherever it is; so does a closed terminal, of which its processes would not hear."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
