@@ -33,25 +33,23 @@ PAGES = sorted(
 )
 HEAD = "".join(DEFAULT_CONFIG.splitlines(keepends=True)[:2])
 # Of programs that are not ours: vLLM, llm-d's sidecar and simulator, Helm, kubectl.
-FOREIGN_FLAGS = set(
-    [
-        "set",
-        "set-string",
-        "context",
-        "kv-transfer-config",
-        "model-server-port",
-        "kv-connector",
-        "secure-proxy",
-        "enable-prefix-caching",
-        "enable-scale-out",
-        "chat-template-content-format",
-        "default-chat-template-kwargs",
-        "exclude-tools-when-tool-choice-none",
-        "enable-prompt-tokens-details",
-        "data-parallel-hybrid-lb",
-        "event-batch-size",
-    ]
-)
+FOREIGN_FLAGS = {
+    "set",
+    "set-string",
+    "context",
+    "kv-transfer-config",
+    "model-server-port",
+    "kv-connector",
+    "secure-proxy",
+    "enable-prefix-caching",
+    "enable-scale-out",
+    "chat-template-content-format",
+    "default-chat-template-kwargs",
+    "exclude-tools-when-tool-choice-none",
+    "enable-prompt-tokens-details",
+    "data-parallel-hybrid-lb",
+    "event-batch-size",
+}
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=[str(path.relative_to(ROOT)) for path in PAGES])
 
