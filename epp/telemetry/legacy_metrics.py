@@ -96,6 +96,11 @@ _TWINS = (
     ),
     _Twin("llm_d_inference_scheduler_disagg_decision_total", "counter", "disagg_decision_total", _DECISION[1:]),
     _Twin("llm_d_inference_scheduler_pd_decision_total", "counter", "disagg_decision_total", _DECISION[1:]),
+    *(
+        _Twin(f"kvcache_index_{name}_total", "counter", f"kv_cache_index_{name}_total", ())
+        for name in ("admissions", "evictions", "lookup_requests", "lookup_hits", "max_pod_hit_count")
+    ),
+    _Twin("kvcache_index_lookup_latency_seconds", "histogram", "kv_cache_index_lookup_latency_seconds", ()),
 )
 
 _Items = Sequence[tuple[tuple[str, ...], Child]]

@@ -15,7 +15,8 @@ from events and from the servers' metrics.
 With `redisConfig` (or `valkeyConfig`) pickers share what they learn (`epp.prefixcache.shared`): the server is asked
 about candidates of which this picker has not seen everything, within `lookupBudget`.
 
-Metrics: `prefix_indexer_size`, `_bytes`, `_hit_ratio`, `_hit_bytes`, `prefix_index_*` (with `enableMetrics`, and always
+Metrics: `prefix_indexer_size`, `_bytes`, `_hit_ratio`, `_hit_bytes`, `kv_cache_events_active_subscribers`; with
+`enableMetrics` also llm-d-router's `kv_cache_index_*`; `prefix_index_*` (with `enableMetrics`, and always
 for what the bounds cost), `kv_event_*`, `prefix_prediction_error_tokens`, `prefix_index_shared_*` (with `redisConfig`).
 
 Failure behaviour: a server that does not publish counts as holding nothing. Until the warm start is over, or its limit,
@@ -268,7 +269,11 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         total = sum(len(data) // 4 // ours for data in prompt.data)
         if not total:
             return None
+        metrics = None if self._metrics is None else self._metrics.index
+        began = 0.0 if metrics is None else self.context.clock()
         blocks, weighted = self._candidates.match(keys, endpoints.rows, ours)
+        if metrics is not None:
+            metrics.looked_up(float(blocks.max(initial=0.0)), self.context.clock() - began)
         request.attributes[self._state] = _Prepared(keys, prompt.tokens)
         match = PrefixMatch(weighted, blocks, total, ours)
         publish_prefix_match(request, endpoints, self.name, match)

@@ -30,6 +30,31 @@ _INDEXED = (
     ("conflicts", "Blocks left out because their engine hash is known for another block."),
     ("malformed", "Events left out because their parts do not fit together."),
 )
+_LOOKUPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+class IndexMetrics:
+    """What happens in the index, under llm-d-router's names. They have no labels: several instances add up."""
+
+    def __init__(self, registry: Any) -> None:
+        def counter(name: str, text: str) -> Any:
+            return registry.counter(f"kv_cache_index_{name}_total", text).labels()
+
+        self.admissions = counter("admissions", "Blocks that came into the index.")
+        self.evictions = counter("evictions", "Blocks that left the index, as events told or for want of room.")
+        self._requests = counter("lookup_requests", "Prompts that were looked up.")
+        self._hits = counter("lookup_hits", "Blocks from the start of the prompt that the best endpoint held.")
+        self._most = counter("max_pod_hit_count", "The same as lookup_hits, under its other name.")
+        self._latency = registry.histogram(
+            "kv_cache_index_lookup_latency_seconds", "Seconds that a look-up took.", _LOOKUPS
+        ).labels()
+
+    def looked_up(self, most: float, seconds: float) -> None:
+        """One prompt; `most`: blocks of it that the best endpoint holds."""
+        self._requests.inc()
+        self._hits.inc(most)
+        self._most.inc(most)
+        self._latency.observe(seconds)
 
 
 class PreciseMetrics:
@@ -66,6 +91,10 @@ class PreciseMetrics:
             )
             for event, name in (("BlockStored", "stores"), ("BlockRemoved", "removals"))
         }
+        self._subscribers = registry.gauge(
+            "kv_cache_events_active_subscribers", "Publishers of KV events that are followed."
+        ).labels()
+        self.index = IndexMetrics(registry) if details else None
         self._values = values
         self._received = {key: counter(f"kv_event_{key}_total", text) for key, text in _RECEIVED}
         self._indexed = {key: counter(f"prefix_index_{key}_total", text) for key, text in (_INDEXED if details else ())}
@@ -117,6 +146,12 @@ class PreciseMetrics:
         for (event, kind, reason), count in received.decode.skipped.items():
             child = self._skipped[event].labels(*self._values, kind, reason)
             self._advance(f"skipped {event} {kind} {reason}", child, count)
+        subscribers = float(received.publishers)
+        self._subscribers.inc(subscribers - self._last.get("subscribers", 0.0))
+        self._last["subscribers"] = subscribers
+        if self.index is not None:
+            self._advance("admissions", self.index.admissions, index.counters.stored)
+            self._advance("evictions", self.index.evictions, index.counters.removed + index.blocks.evicted)
         for key, child in self._indexed.items():
             self._advance(f"index {key}", child, getattr(index.counters, key))
 

@@ -58,13 +58,12 @@ def test_what_plugins_warn_of_as_they_are_built_is_told(file: Path, capsys: pyte
     file.write_text(
         HEAD + "plugins:\n- {type: approx-prefix-cache-producer, parameters: {blockSize: 64}}\n"
         "- {type: prefix-cache-scorer}\n"
-        "- {type: token-load-scorer, parameters: {nonTextTokenWeight: 2.0}}\n"
+        "- {type: active-request-scorer, parameters: {requestTimeout: 2m}}\n"
     )
     assert run([str(file), "--output", "json"]) == 0
     former, idle = json.loads(capsys.readouterr().out)["warnings"]
     assert "approx-prefix-cache-producer: parameter blockSize is deprecated, use blockSizeTokens" in former
-    assert "token-load-scorer" in idle
-    assert "nonTextTokenWeight" in idle
+    assert "requestTimeout has no effect" in idle
     assert run([str(file)]) == 0
     assert f"{file}: valid, 2 warnings" in capsys.readouterr().err
 

@@ -512,6 +512,23 @@ async def test_metrics_and_their_log(table: EndpointTable, caplog: pytest.LogCap
         source = metrics.source("prefix_index_stored_total")
         assert source is not None
         assert [child.value for _, child in source.children()] == [5]  # type: ignore[union-attr]
+        assert matched(producer, ask(ids(5)))[1] == 5
+        assert matched(producer, ask(ids(4, 9))) == [0, 0, 0]
+        producer.index.apply(pod(1), [BlockRemoved([5])])
+        clock.advance(6.0)
+
+        def told(name: str) -> float:
+            family = metrics.source(f"kv_cache_index_{name}_total")
+            assert family is not None
+            (only,) = [child.value for _, child in family.children()]  # type: ignore[union-attr]
+            return float(only)
+
+        await until(lambda: told("evictions") == 1)
+        assert (told("admissions"), told("lookup_requests")) == (5, 2)
+        assert (told("lookup_hits"), told("max_pod_hit_count")) == (5, 5)
+        latency = metrics.source("kv_cache_index_lookup_latency_seconds")
+        assert latency is not None
+        assert [child.count for _, child in latency.children()] == [2]  # type: ignore[union-attr]
     finally:
         await producer.stop()
 

@@ -70,12 +70,27 @@ class TestTokenLoad:
         candidates.set(epp.DataKey(epp.UNCACHED_TOKENS, "mine"), np.zeros(2))
         assert scorer.score(request(), candidates).tolist() == pytest.approx([1.0, 0.5])
 
-    def test_a_weight_for_media_is_accepted_with_a_word(self, caplog: pytest.LogCaptureFixture) -> None:
-        plugin(TokenLoadScorer, {"nonTextTokenWeight": 0})
-        assert not caplog.text
-        scorer = plugin(TokenLoadScorer, {"nonTextTokenWeight": 2.5, "queueThresholdTokens": 100})
-        assert "nonTextTokenWeight has no effect" in caplog.text
-        assert scorer.score(request("x" * 100), endpoints(inflight_tokens=[25])).tolist() == pytest.approx([0.5])
+    @pytest.mark.parametrize(("weight", "scores"), [(1.0, [0.7, 0.8]), (3.0, [0.5, 0.7]), (0, [0.7, 0.8])])
+    def test_media_may_weigh_more_where_they_are_not_cached(self, weight: float, scores: list[float]) -> None:
+        scorer = plugin(TokenLoadScorer, {"nonTextTokenWeight": weight, "queueThresholdTokens": 100})
+        asked = request()
+        picture = epp.MediaFeature("image", "h", 10, 10)
+        asked.prompt = epp.Prompt((bytes(4 * 30),), estimated=True, features=(picture,))
+        candidates = endpoints(inflight_tokens=[0, 5])
+        candidates.set(UNCACHED, np.array([30.0, 15.0]))  # the second one has half of the picture
+        assert scorer.score(asked, candidates).tolist() == pytest.approx(scores)
+
+    def test_which_of_several_prompts_is_cached_is_not_known(self) -> None:
+        scorer = plugin(TokenLoadScorer, {"nonTextTokenWeight": 2, "queueThresholdTokens": 100})
+        asked = request()
+        pictures = (epp.MediaFeature("image", "h", 0, 10), epp.MediaFeature("image", "h", 0, 10, prompt=1))
+        asked.prompt = epp.Prompt((bytes(40), bytes(40)), estimated=True, features=pictures)
+        assert scorer.score(asked, endpoints(inflight_tokens=[0])).tolist() == pytest.approx([0.6])
+
+    @pytest.mark.parametrize("weight", [".nan", ".inf"])
+    def test_a_weight_is_a_number(self, weight: str) -> None:
+        with pytest.raises(epp.ConfigError, match="nonTextTokenWeight"):
+            assemble(f"plugins: [{{type: token-load-scorer, parameters: {{nonTextTokenWeight: {weight}}}}}]")
 
     def test_with_the_real_producer_a_burst_spreads(self) -> None:
         pool = assemble(
