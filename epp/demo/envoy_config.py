@@ -309,6 +309,7 @@ def _picker_cluster(gateway: Gateway) -> dict[str, Any]:
             check["tls_options"] = {"alpn_protocols": ["h2"]}
         cluster["health_checks"] = [check]
         # Of several replicas with leader election one is healthy: by default Envoy takes that for a failing check, and
-        # sends requests to all of them.
-        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0.0}}
+        # sends requests to all of them. And it keeps back a change of health that follows another one for a second (the
+        # merge window), which is what a leader that dies and the next one are: requests would fail that much longer.
+        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0.0}, "update_merge_window": "0s"}
     return cluster

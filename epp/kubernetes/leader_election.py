@@ -25,12 +25,18 @@ from epp.kubernetes.lease import Lease, LeaseConflict, LeaseStore
 
 log = logging.getLogger(__name__)
 
+_LOOK = 0.1
+"""Seconds between two looks of a replica that just starts at whether it could serve; the API server is not asked."""
+_AFTER = 0.01
+"""Seconds after the moment a lease runs out: timers may be a little early."""
+
 
 class ElectionSettings(msgspec.Struct, frozen=True):
     """Seconds. Defaults are those of Kubernetes' own controllers.
 
     `lease_duration`: how long a lease lasts without renewal. `retry_period`: between two attempts to take or to renew
-    it. `request_timeout`: for one call of the API server; a call that hangs must not cost the lease.
+    it; an attempt comes sooner when a lease runs out. `request_timeout`: for one call of the API server; a call that
+    hangs must not cost the lease.
     """
 
     lease_duration: float = 15.0
@@ -145,7 +151,26 @@ class LeaderElection:
     async def _run(self) -> None:
         while True:
             await self.attempt()
-            await asyncio.sleep(self.settings.retry_period * self._rng.uniform(0.8, 1.2))
+            await self._wait(self._pause())
+
+    def _pause(self) -> float:
+        """Seconds to the next attempt: the retry period, or less when the lease of another one runs out before."""
+        pause = self.settings.retry_period * self._rng.uniform(0.8, 1.2)
+        seen = self._seen
+        if seen is None or seen.holder in ("", self.identity):
+            return pause
+        left = self._seen_at + seen.duration_seconds - self._clock()
+        return min(pause, left + _AFTER) if left > 0 else pause
+
+    async def _wait(self, seconds: float) -> None:
+        """So long; less for a replica that could not serve and now can."""
+        could = self._eligible()
+        while seconds > 0:
+            step = seconds if could else min(seconds, _LOOK)
+            await asyncio.sleep(step)
+            seconds -= step
+            if not could and self._eligible():
+                return
 
     async def attempt(self) -> None:
         """Try once to take or to renew the lease."""

@@ -1,6 +1,6 @@
 """Three replicas behind an Envoy with health checks: the leader goes, again and again, in good order and not.
 
-`LEADERS=4` for a shorter storm.
+`LEADERS=4` for a shorter storm. Prints how long each kill was felt (`pytest -s`).
 """
 
 from __future__ import annotations
@@ -186,11 +186,14 @@ async def test_the_leader_goes_again_and_again(tmp_path: Path) -> None:
             while (new := leader()) is None or new is old:
                 assert time.monotonic() - began < 30.0
                 await asyncio.sleep(0.02)
+            taken = time.monotonic() - began
             await asyncio.wait_for(old.process.wait(), 20)
             await old.start()
             await load.good_again()
             if number % 2:
                 gaps.append((began, began + GAP))
+                felt = max((at for at, status in load.answers if status != 200), default=began) - began
+                print(f"killed: the lease was taken after {taken:.2f} s, the last request failed after {felt:.2f} s")
         failed = [(at, status) for at, status in load.answers if status != 200]
         outside = [each for each in failed if not any(begin - 0.5 <= each[0] <= stop for begin, stop in gaps)]
         assert outside == [], f"{len(failed)} failed of {len(load.answers)}"

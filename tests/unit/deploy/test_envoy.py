@@ -63,7 +63,10 @@ def test_what_was_asked_for_is_in_the_bootstrap(named: Callable[[str], Any]) -> 
     assert address["socket_address"] == {"address": pods["metadata"]["name"], "port_value": 9002}
     # An Envoy that asks each picker for its health finds those that are not ready, too.
     assert pods["spec"]["publishNotReadyAddresses"] is True
-    assert cluster(service)["common_lb_config"]["healthy_panic_threshold"]["value"] == 0
+    assert cluster(service)["common_lb_config"] == {
+        "healthy_panic_threshold": {"value": 0},
+        "update_merge_window": "0s",
+    }
     assert "transport_socket" in cluster(service)
     assert "transport_socket" not in cluster(sidecar)  # secure-serving is off there
     for name, envoy in (("chart standalone", service), ("chart standalone-sidecar", sidecar)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -233,6 +234,41 @@ async def test_a_stop_that_comes_with_the_answer_is_heard(turns: int) -> None:
         await asyncio.sleep(0)
     await asyncio.wait_for(asyncio.shield(asyncio.ensure_future(election.stop())), 5.0)
     assert election._task is None
+
+
+async def test_the_next_attempt_comes_when_the_lease_runs_out() -> None:
+    cluster = Cluster(2, ElectionSettings(lease_duration=15.0, retry_period=10.0))
+    await cluster.attempt(0, 1)
+    assert all(8.0 <= cluster.replicas[n]._pause() <= 12.0 for n in (0, 1))
+    cluster.now += 12.0
+    assert 3.0 < cluster.replicas[1]._pause() < 3.1
+    assert 8.0 <= cluster.replicas[0]._pause() <= 12.0  # its own lease it renews as ever
+    cluster.now += 4.0  # it has run out, and could not be taken
+    assert 8.0 <= cluster.replicas[1]._pause() <= 12.0
+
+
+async def test_who_can_serve_at_last_does_not_wait_for_the_next_attempt() -> None:
+    able = False
+    election = LeaderElection(
+        Store(),
+        "picker",
+        clock=time.monotonic,
+        wall_clock=lambda: EPOCH,
+        rng=random.Random(1),
+        changed=lambda role: None,
+        settings=ElectionSettings(lease_duration=120.0, retry_period=60.0),
+        eligible=lambda: able,
+    )
+    await election.start()
+    await asyncio.sleep(0.2)
+    assert election.role is Role.FOLLOWER
+    able = True
+    for _ in range(1000):
+        if election.role is Role.LEADER:
+            break
+        await asyncio.sleep(0.01)
+    assert election.role is Role.LEADER
+    await election.stop()
 
 
 def test_settings_that_cannot_work() -> None:
