@@ -31,6 +31,10 @@ from epp.transport.health import HealthState
 
 log = logging.getLogger("epp")
 
+_DECLARATIONS_SECONDS = 10.0
+"""How long a picker that starts waits for objectives and rewrites before it is ready without them. A rewrite that is
+not known yet would send requests for a model that nobody serves; a CRD that is broken must not keep the pool away."""
+
 _POD = re.compile(r"(.+)-[a-z0-9]+-[a-z0-9]+")
 
 
@@ -87,6 +91,7 @@ class KubernetesMode:
         self._discovery = discovery
         self._environment = environment
         self._declared: list[Declared[Any]] = []
+        self._declare_by = 0.0  # 0: not waited for any more
         self._parsers: Sequence[Parser[Any]] = ()
         self._unfit = ""
         self._notifications: ObjectNotifications | None = None
@@ -107,8 +112,21 @@ class KubernetesMode:
 
     @property
     def synced(self) -> bool:
-        """Whether the endpoints are known, and every parser understands what their servers speak."""
-        return self.source is None or (self.source.synced and self._fits(self.source.protocol))
+        """Whether endpoints and declarations are known, and every parser understands what the servers speak."""
+        if self.source is None:
+            return True
+        return self.source.synced and self._declarations_known() and self._fits(self.source.protocol)
+
+    def _declarations_known(self) -> bool:
+        if all(declared.synced for declared in self._declared):
+            self._declare_by = 0.0
+        elif self._declare_by and self._clock() >= self._declare_by:
+            self._declare_by = 0.0
+            log.warning(
+                "ready without InferenceObjectives and InferenceModelRewrites: they could not be read for %.0f s",
+                _DECLARATIONS_SECONDS,
+            )
+        return not self._declare_by
 
     def _fits(self, protocol: str) -> bool:
         unfit = [parser.name for parser in self._parsers if parser.protocols and protocol not in parser.protocols]
@@ -190,6 +208,7 @@ class KubernetesMode:
             lambda: [((), float(source.unreadable))],
         )
         await source.start()
+        self._declare_by = self._clock() + _DECLARATIONS_SECONDS
         for declared in self._declared:
             declared.start()
 

@@ -59,6 +59,8 @@ LAST_STREAMS_SECONDS = 90.0
 """How long open streams may go on after the drain window: with the default 30 s before it, within the 130 s that
 charts give a pod to end (`terminationGracePeriodSeconds`)."""
 
+_LOOK_SECONDS = 0.1
+"""Between two looks at whether the endpoints are known: the first request of a new pool waits for it."""
 _MESSAGE_HEADROOM = 1 << 20  # a BUFFERED body comes in one message, with headers and metadata around it
 
 
@@ -342,7 +344,7 @@ class Picker:
         )
 
     async def _watch(self) -> None:
-        """Pool gauges at their interval; readiness of plugins every second."""
+        """Pool gauges at their interval; readiness every second, and more often until the endpoints are known."""
         options = self.options
         next_gauges = 0.0
         announced = self.health.ready
@@ -355,7 +357,8 @@ class Picker:
             if now >= next_gauges:
                 self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
                 next_gauges = now + options.refresh_prometheus_metrics_interval
-            await asyncio.sleep(min(1.0, options.refresh_prometheus_metrics_interval or 1.0))
+            rest = 1.0 if self._synced else _LOOK_SECONDS
+            await asyncio.sleep(min(rest, options.refresh_prometheus_metrics_interval or 1.0))
 
 
 async def _listening(flag: str, port: int, opening: Awaitable[int]) -> int:

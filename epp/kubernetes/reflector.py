@@ -36,6 +36,8 @@ _OVERDUE = 10.0
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _ABSENT_PAUSE = 5.0
+_WANTED_PAUSE = 1.0
+"""For a kind without which no request can be served."""
 _ABSENT_AFTER = 30.0
 _TOMBSTONES = 1024
 """Versions of deleted objects that are remembered, so that no late event brings one back."""
@@ -179,7 +181,8 @@ class Reflector(Generic[ObjectT]):
                     continue
                 if error.status in self._refused and self._believed():
                     self._not_there(error)
-                    await asyncio.sleep(_ABSENT_PAUSE * self._rng.uniform(0.8, 1.2))
+                    pause = _ABSENT_PAUSE if self._optional else _WANTED_PAUSE
+                    await asyncio.sleep(pause * self._rng.uniform(0.8, 1.2))
                     continue
                 await self._failed(error)
             except (aiohttp.ClientError, OSError, TimeoutError, msgspec.MsgspecError) as error:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,25 @@ class Cluster:
             await asyncio.sleep(0.01)
         raise AssertionError({endpoint.pod for endpoint in self.picker.pool.table.all(0.0)})
 
+    async def ready(self) -> None:
+        for _ in range(300):
+            if self.picker.health.ready:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("it does not get ready")
+
     def add(self, *numbers: int) -> None:
         for number in numbers:
             self.api.put(PODS, pod(f"p{number}", self.pods.address(number)))
 
 
 @contextlib.asynccontextmanager
-async def cluster(folder: Path, *flags: str, count: int = 3, config: str = "") -> AsyncIterator[Cluster]:
+async def cluster(
+    folder: Path, *flags: str, count: int = 3, config: str = "", before: Callable[[ApiServer], None] = lambda api: None
+) -> AsyncIterator[Cluster]:
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiServer().serving())
+        before(api)
         pods = Pods()
         stack.push_async_callback(pods.stop)
         await pods.start(count)
@@ -142,6 +152,49 @@ async def test_from_nothing_to_the_first_routed_request(tmp_path: Path) -> None:
         assert c.picker.health.ready
         seen = {(await c.ask())[1] for _ in range(30)}
         assert seen == {"0", "1"}
+
+
+async def test_from_no_kinds_at_all_to_the_first_routed_request(tmp_path: Path) -> None:
+    """The picker is there before the CRDs are."""
+    async with cluster(tmp_path) as c:
+        c.api.hidden = {POOLS, OBJECTIVES, REWRITES}
+        c.api.drop()
+        await asyncio.sleep(1.5)
+        c.add(0)
+        c.api.hidden = set()
+        c.api.put(POOLS, pool("pool", c.pods.port))
+        began = time.monotonic()
+        while (await c.ask())[0] != 200 or not c.picker.health.ready:
+            assert time.monotonic() - began < 2.0
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_declared_is_known_before_the_picker_is_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rewrite that comes late would be requests for a model that nobody serves. The wait for it has an end."""
+    rules = [{"targets": [{"modelRewrite": "m-v2"}]}]
+
+    def declare(api: ApiServer) -> None:
+        api.put(REWRITES, {"metadata": {"name": "canary"}, "spec": {"poolRef": {"name": "pool"}, "rules": rules}})
+        api.broken = {REWRITES: 503}
+
+    async with cluster(tmp_path, before=declare) as c:
+        c.api.put(POOLS, pool("pool", c.pods.port))
+        c.add(0)
+        await c.until("p0")
+        await asyncio.sleep(0.5)
+        assert not c.picker.health.ready
+        c.api.broken = {}
+        await c.ready()
+        assert c.picker._rewrites.target("m") == "m-v2"
+    monkeypatch.setattr("epp.cli.kubernetes_mode._DECLARATIONS_SECONDS", 0.5)
+    async with cluster(tmp_path, before=declare) as c:
+        c.api.put(POOLS, pool("pool", c.pods.port))
+        c.add(0)
+        await c.ready()
+        assert c.picker._rewrites.target("m") is None
+        assert "ready without InferenceObjectives and InferenceModelRewrites" in caplog.text
 
 
 GRPC_ONLY = """

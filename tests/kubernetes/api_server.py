@@ -65,6 +65,12 @@ class ApiServer:
     hidden: set[str] = field(default_factory=set)
     """Collections that do not exist (404), as long as their CRD is missing."""
     forbidden: set[str] = field(default_factory=set)
+    granted: set[str] | None = None
+    """A Role that names these collections to read, and nothing else; None: everything is allowed."""
+    broken: dict[str, int] = field(default_factory=dict)
+    """Collections whose requests get a status."""
+    refusals: list[str] = field(default_factory=list)
+    """What was asked for without the right to it."""
     gone_in_stream: bool = True
     """Too old a version: as an event in the stream, else as HTTP status 410."""
     requests: list[str] = field(default_factory=list)
@@ -186,6 +192,9 @@ class ApiServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.path
+        if not self._may(request):
+            self.refusals.append(f"{request.method} {path}")
+            return _failure(403, "forbidden")
         if path.count("/") == (2 if path.startswith("/api/") else 3):
             return self._kinds(path)
         if path.endswith(("/tokenreviews", "/subjectaccessreviews")):
@@ -196,6 +205,8 @@ class ApiServer:
         collection, name = (path, "") if path.rsplit("/", 1)[1] == _plural(path) else path.rsplit("/", 1)
         if not _here(collection, self.hidden, self.namespace):
             return _failure(404, "the server could not find the requested resource")
+        if any(collection == broken.format(self.namespace) for broken in self.broken):
+            return _failure(self.broken[collection.replace(f"/{self.namespace}/", "/{}/")], "injected")
         if any(collection == forbidden.format(self.namespace) for forbidden in self.forbidden):
             return _failure(403, "forbidden")
         if status:
@@ -220,6 +231,14 @@ class ApiServer:
             self.delete(collection, name)
             return web.json_response({"kind": "Status", "status": "Success"})
         return web.json_response(kept[name])
+
+    def _may(self, request: web.Request) -> bool:
+        if self.granted is None:
+            return True
+        collections = [collection.format(self.namespace) for collection in self.granted]
+        return request.method == "GET" and any(
+            request.path == collection or request.path.startswith(f"{collection}/") for collection in collections
+        )
 
     async def _status(self, request: web.Request, collection: str, name: str) -> web.Response:
         """The status subresource: nothing else of the object changes."""
