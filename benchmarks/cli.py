@@ -92,10 +92,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text.replace("_", ""))
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text!r}")
-    return number
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or int(digits) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(digits)
 
 
 async def _measure(name: str, scenario: Scenario, options: argparse.Namespace, progress: Progress) -> Outcome:

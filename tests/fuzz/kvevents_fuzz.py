@@ -16,7 +16,10 @@ from pathlib import Path
 
 GUIDED = __name__ == "__main__" and "--random" not in sys.argv
 if GUIDED:
-    import atheris
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("atheris is missing: pip install atheris (--random goes without it)")
 
     with atheris.instrument_imports(include=["epp.kvevents"]):
         importlib.import_module("epp.kvevents.decoding")

@@ -18,7 +18,10 @@ import time
 
 GUIDED = __name__ == "__main__" and "--random" not in sys.argv
 if GUIDED:
-    import atheris
+    try:
+        import atheris
+    except ImportError:
+        sys.exit("atheris is missing: pip install atheris (--random goes without it)")
 
     with atheris.instrument_imports(include=["epp.transport", "hpack"]):  # before they are imported plain
         importlib.import_module("epp.transport.connection")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmarks.scenarios import SCENARIOS
 from epp.api.plugin import Plugin
 from epp.cli.check import examine
 from epp.cli.flags import REMOVED, serve_flags
@@ -266,6 +267,12 @@ def test_limits_of_the_transport_are_its_own() -> None:
         for name in re.findall(r"`(\w+)`", row.split("|")[1])
     }
     assert told <= {field.name for field in dataclasses.fields(Limits)}
+
+
+def test_scenarios_of_the_page_are_those_of_the_benchmarks() -> None:
+    page = (ROOT / "docs/performance.md").read_text()
+    table = page.partition("| scenario |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", table, re.M)) == set(SCENARIOS)
 
 
 def test_flags_without_effect_are_listed() -> None:
