@@ -11,7 +11,7 @@ import random
 import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -321,16 +321,17 @@ class Picker:
             client_ca=ca,
         )
 
-    def _reload(self, load_pair: Any) -> None:
-        options = self.options
-        if not options.enable_cert_reload:
-            return
+    def _reload(self, load: Callable[[], None]) -> None:
+        if self.options.enable_cert_reload:
+            self._follow_certificate(self.options.cert_path, load)
+
+    def _follow_certificate(self, directory: str, load: Callable[[], None]) -> None:
         counter = self.registry.counter("certificate_reloads_total", "Attempts to load a new certificate.", ("result",))
         for result in ("success", "failure"):
             counter.labels(result)  # from 0: nobody sees an increase in a series that begins with its first failure
         reloader = CertificateReloader(
-            options.cert_path,
-            load_pair,
+            directory,
+            load,
             log,
             reloaded=lambda ok: counter.labels("success" if ok else "failure").inc(),
         )
@@ -338,10 +339,29 @@ class Picker:
         self._stack.push_async_callback(reloader.close)
 
     def _metrics_tls(self) -> ssl.SSLContext | None:
+        """Its certificate is followed whatever the flags, as llm-d-router does it."""
         options = self.options
-        return metrics_tls(
-            options.metrics_cert_dir, options.metrics_client_ca_file, authenticated=options.metrics_endpoint_auth
-        )
+
+        def made() -> ssl.SSLContext | None:
+            return metrics_tls(
+                options.metrics_cert_dir, options.metrics_client_ca_file, authenticated=options.metrics_endpoint_auth
+            )
+
+        first = newest = made()
+        if first is None:
+            return None
+
+        def load() -> None:
+            nonlocal newest
+            newest = made()
+
+        def present(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+            if newest is not None:
+                connection.context = newest
+
+        first.sni_callback = present
+        self._follow_certificate(options.metrics_cert_dir, load)
+        return first
 
     async def _watch(self) -> None:
         """Pool gauges at their interval; readiness every second, and more often until the endpoints are known."""

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import os
 import signal
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -282,6 +283,47 @@ async def test_metrics_that_nobody_guards_are_said_to_be_open(
     ca = str(tmp_path / "tls.crt")
     async with running(dataclasses.replace(guarded, metrics_client_ca_file=ca)):
         assert "--metrics-endpoint-auth" not in caplog.text
+
+
+async def test_a_new_certificate_of_the_metrics_port_is_used(config: str, tmp_path: Path) -> None:
+    from epp.demo.ports import free_ports
+
+    def renew() -> bytes:
+        certificate, key = self_signed(datetime.now(UTC))
+        (tmp_path / "tls.key").write_bytes(key)
+        (tmp_path / "tls.crt").write_bytes(certificate)
+        return certificate
+
+    port = free_ports(1)[0]
+    first = renew()
+
+    async def shown(session: aiohttp.ClientSession, believed: bytes, name: str | None) -> bool:
+        trusting = ssl.create_default_context(cadata=believed.decode())
+        trusting.check_hostname = name is not None
+        try:
+            url = f"https://127.0.0.1:{port}/metrics"
+            async with session.get(url, ssl=trusting, server_hostname=name, headers={"Connection": "close"}) as answer:
+                return answer.status == 200
+        except aiohttp.ClientConnectorCertificateError:
+            return False
+
+    async def until_shown(session: aiohttp.ClientSession, believed: bytes) -> None:
+        for _ in range(100):
+            if await shown(session, believed, "localhost"):
+                assert await shown(session, believed, None)  # by address: no name is sent
+                return
+            await asyncio.sleep(0.1)
+        raise AssertionError("the certificate was never shown")
+
+    guarded = options(config, metrics_endpoint_auth=True, metrics_cert_dir=str(tmp_path), metrics_port=port)
+    async with running(guarded), aiohttp.ClientSession() as session:
+        await until_shown(session, first)
+        second = renew()
+        await until_shown(session, second)
+        assert not await shown(session, first, "localhost")
+        (tmp_path / "tls.key").write_text("half")
+        await asyncio.sleep(2.0)
+        assert await shown(session, second, "localhost")
 
 
 SLOW = """
