@@ -38,12 +38,10 @@ def run(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        with _heard() as said:
-            tree, defaults, warnings = examine(options.file, allow_experimental=options.allow_experimental_plugins)
+        tree, defaults, warnings = examine(options.file, allow_experimental=options.allow_experimental_plugins)
     except ConfigError as error:
         _print_error(error, options.file, as_json=options.output == "json")
         return 1
-    warnings += said
     if options.output == "json":
         print_json({"valid": True, "warnings": warnings, "defaults": defaults, "config": tree})
         return 0
@@ -91,11 +89,12 @@ def examine(file: str, *, allow_experimental: bool) -> tuple[dict[str, Any], lis
     else:
         loaded, directory = load_file(Path(file)), Path(file).resolve().parent
     factory = contexts(table=EndpointTable(), clock=time.monotonic, rng=random.Random(0), metrics=Registry())
-    assembly = build(
-        loaded.config, Catalog.load(directory), context_factory=factory, allow_experimental=allow_experimental
-    )
+    with _heard() as said:
+        assembly = build(
+            loaded.config, Catalog.load(directory), context_factory=factory, allow_experimental=allow_experimental
+        )
     tree, defaults = effective(assembly)
-    return tree, defaults, [*loaded.warnings, *assembly.warnings]
+    return tree, defaults, [*loaded.warnings, *assembly.warnings, *said]
 
 
 def _print_error(error: ConfigError, file: str, *, as_json: bool) -> None:

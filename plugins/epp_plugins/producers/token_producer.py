@@ -10,7 +10,7 @@ are counted, or to get exact ids; see `docs/tokenization.md` for what each backe
 
 Parameters: `estimate` (`image`, `video`; see `media_estimate.py`), the default. `vllm`, or `modelName` alone, chooses
 the render server; `modelName` is the name it knows the model by. `local` is ours. `estimate` beside `vllm` or `local`
-tunes what takes their place. `udsTokenizerConfig` is refused at start.
+tunes what takes their place. `backend: vllm` of older configurations is understood; `udsTokenizerConfig` is refused.
 
 Metrics, with an exact backend: `tokenizer_prompts_total{source}`, `tokenizer_errors_total{reason}`,
 `tokenizer_degraded`, `tokenizer_cache_bytes`, `tokenizer_pending_requests`, `tokenizer_duration_seconds`.
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -58,6 +58,9 @@ class TokenProducerParams(Params, frozen=True):
     estimate: EstimateParams | None = None
     vllm: VLLMParams | None = None
     local: LocalParams | None = None
+    backend: Annotated[
+        Literal["", "vllm", "estimate"], Meta(description="deprecated: the section that is there names it")
+    ] = ""
     uds_tokenizer_config: Annotated[dict[str, Any], Meta(description="refused: use vllm or local")] | None = None
 
     def __post_init__(self) -> None:
@@ -66,6 +69,8 @@ class TokenProducerParams(Params, frozen=True):
                 "udsTokenizerConfig is not supported: replace the tokenizer sidecar by a render server "
                 "(`vllm: {url: http://…}`), or by the model's files (`local: {tokenizerPath: …}`)"
             )
+        if self.backend == "estimate" and (self.vllm is not None or self.local is not None):
+            raise ValueError("backend is estimate, and there is vllm or local: drop backend")
         if self.vllm is not None and self.local is not None:
             raise ValueError("vllm and local exclude each other: keep one")
         if self.vllm is not None and not self.model_name:
@@ -74,6 +79,8 @@ class TokenProducerParams(Params, frozen=True):
     @property
     def renderer(self) -> VLLMParams | None:
         """The render server; `modelName` alone chooses the one on this host."""
+        if self.backend == "estimate":
+            return None
         if self.vllm is None and self.model_name and self.estimate is None and self.local is None:
             return VLLMParams()
         return self.vllm

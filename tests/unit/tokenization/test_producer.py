@@ -134,6 +134,8 @@ def test_which_backend_is_chosen(context: PluginContext) -> None:
     assert renderer(modelName="m", estimate={}) is None
     assert renderer(modelName="m", local={"tokenizerPath": "/t"}) is None
     assert renderer(modelName="m") == "http://localhost:8000"
+    assert renderer(modelName="m", backend="vllm", vllm={"url": "http://r:1"}) == "http://r:1"
+    assert renderer(modelName="m", backend="estimate") is None
     assert renderer(modelName="m", vllm={"http": "http://r:1/"}) == "http://r:1"
     assert producer(context).ready()
     assert producer(context).dump_state() is None
