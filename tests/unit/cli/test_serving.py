@@ -251,7 +251,7 @@ async def test_what_cannot_start_says_why_and_leaves_nothing_open(config: str, t
         Picker(options(config.replace("type: queue-scorer", "type: queue-scorre")), environment={})
     with pytest.raises(FlagError, match="file-discovery"):
         Picker(options(""), environment={})
-    with pytest.raises(ConfigError, match="configuration file .*nowhere"):
+    with pytest.raises(ConfigError, match=r"configuration file .*nowhere"):
         Picker(options("", config_file=str(tmp_path / "nowhere.yaml")), environment={})
     async with running(options(config, secure_serving=False)) as picker:
         taken = picker.grpc_port
