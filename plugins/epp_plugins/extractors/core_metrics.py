@@ -16,11 +16,13 @@ A page with several data-parallel engines (label `engine`) is joined: requests a
 mean. vLLM keeps stale series of `vllm:lora_requests_info`: the one with the largest value (a time) counts.
 
 Metrics: `datalayer_extract_errors_total{source_type, extractor_type}`. Failure: a missing metric counts as an extract
-error, its column keeps the last value, and all others are updated; a server without LoRA is no error.
+error, its column keeps the last value, and all others are updated; a server without LoRA is no error. A value that is
+infinite, or negative where that means nothing, is an extract error too, and its column says that nothing is known.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from operator import itemgetter
 from typing import Annotated, Any
@@ -33,6 +35,8 @@ from epp_plugins.extractors.engines import BUILT_IN, ENGINE_INDEX, EngineConfig,
 _ENGINE_LABEL = "llm-d.ai/engine-type"
 _OLD_ENGINE_LABEL = "inference.networking.k8s.io/engine-type"
 _LORA_LABELS = ("max_lora", "running_lora_adapters", "waiting_lora_adapters")
+_COUNTS = frozenset({"waiting", "running", "kv_usage", "block_size", "num_blocks"})
+"""Columns that have no negative values."""
 _LORAS_BOUND = 4096  # distinct combinations kept
 
 
@@ -92,9 +96,13 @@ class CoreMetricsExtractor(Extractor[CoreMetricsParams]):
                 continue
             if value is None:
                 problems.append(f"no {gauge.metrics[0].spec}")
-            else:
-                columns[gauge.column][row] = value
-                updated = True
+                continue
+            if math.isinf(value) or (value < 0 and gauge.column in _COUNTS):
+                # Taken as told, it would draw every request here, or leave a scorer nothing to compare the others by.
+                problems.append(f"{gauge.metrics[0].spec} is {value}")
+                value = math.nan
+            columns[gauge.column][row] = value
+            updated = True
         try:
             updated |= engine.lora is not None and self._read_lora(row, data, engine.lora)
         except ValueError as error:
@@ -120,7 +128,7 @@ class CoreMetricsExtractor(Extractor[CoreMetricsParams]):
         if info is None:
             if len(self._loras) >= _LORAS_BOUND:
                 self._loras.clear()
-            most = int(_number(labels, "max_lora")) if key[0] else 0
+            most = int(_number(labels, "max_lora", 0)) if key[0] else 0
             info = self._loras[key] = LoraInfo(_names(key[1]), _names(key[2]), most)
         self.context.table.attributes[row][LORA] = info
         self.context.table.columns["max_loras"][row] = info.max_active
@@ -132,10 +140,10 @@ class CoreMetricsExtractor(Extractor[CoreMetricsParams]):
             raise ValueError(f"no {metric.spec}")
         columns = self.context.table.columns
         if block_size:
-            columns["block_size"][row] = _number(found[0], block_size)
+            columns["block_size"][row] = _number(found[0], block_size, 1)
         if num_blocks:
             per_engine = {labels.get(ENGINE_INDEX): labels for labels in reversed(found)}
-            columns["num_blocks"][row] = sum(_number(labels, num_blocks) for labels in per_engine.values())
+            columns["num_blocks"][row] = sum(_number(labels, num_blocks, 1) for labels in per_engine.values())
 
     def dump_state(self) -> Any:
         return {"engines": sorted(self._engines), "defaultEngine": self._default.name}
@@ -153,8 +161,12 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(name for part in text.split(",") if (name := part.strip()))
 
 
-def _number(labels: dict[str, str], name: str) -> float:
+def _number(labels: dict[str, str], name: str, least: int) -> float:
+    told = labels.get(name, "")
     try:
-        return float(int(labels.get(name, "")))
-    except ValueError:
-        raise ValueError(f"label {name} is {labels.get(name)!r}, not a whole number") from None
+        number = float(int(told))
+    except (ValueError, OverflowError):
+        raise ValueError(f"label {name} is {str(labels.get(name))[:40]!r}, not a whole number") from None
+    if number < least:
+        raise ValueError(f"label {name} is {told[:40]!r}, expected at least {least}")
+    return number

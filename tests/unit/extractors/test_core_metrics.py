@@ -117,7 +117,11 @@ def test_a_page_with_nothing_counts_as_never_read() -> None:
     [
         (b'usage_perc{engine="0",model_name="tiny"} 0.3', b'usage_perc{engine="0"} x0.3', "not a number"),
         (b'num_gpu_blocks="256"', b'num_gpu_blocks="None"', "num_gpu_blocks is 'None'"),
+        (b'num_gpu_blocks="256"', b'num_gpu_blocks="' + b"9" * 400 + b'"', "num_gpu_blocks is '9{40}', not a whole"),
+        (b'num_gpu_blocks="256"', b'num_gpu_blocks="0"', "num_gpu_blocks is '0', expected at least 1"),
+        (b'block_size="32"', b'block_size="-32"', "block_size is '-32', expected at least 1"),
         (b'max_lora="2"', b'max_lora="two"', "max_lora is 'two'"),
+        (b'max_lora="2"', b'max_lora="-2"', "max_lora is '-2', expected at least 0"),
         (b"vllm:lora_requests_info{", b"vllm:lora_requests_info{\"", "cannot read"),
     ],
 )  # fmt: skip
@@ -127,6 +131,28 @@ def test_values_that_make_no_sense(old: bytes, new: bytes, message: str) -> None
     with pytest.raises(ValueError, match=message):
         server.read(PAGE.replace(old, new))
     assert server.values()["waiting"] == 12.0
+
+
+@pytest.mark.parametrize("value", [b"-0.5", b"+Inf", b"-Inf", b"1e400"])
+def test_a_value_that_no_server_can_have_is_none(value: bytes) -> None:
+    """A negative cache usage would draw every request here; an infinite queue leaves nothing to compare others by."""
+    server = Server()
+    server.read(PAGE)
+    line = b'vllm:kv_cache_usage_perc{engine="0",model_name="tiny"} 0.35686274509803917'
+    assert line in PAGE
+    with pytest.raises(ValueError, match="vllm:kv_cache_usage_perc is "):
+        server.read(PAGE.replace(line, line.split(b" ")[0] + b" " + value))
+    assert "kv_usage" not in server.values()
+    assert server.values()["waiting"] == 12.0
+
+
+def test_a_custom_value_may_be_negative_but_not_infinite() -> None:
+    custom = {"attributeKey": "offset", "metricSpec": "mine"}
+    server = Server(engineConfigs=[{"name": "vllm", "customMetrics": [custom]}])
+    assert server.read(b"mine -3.5\n")["offset"] == -3.5
+    with pytest.raises(ValueError, match="mine is inf"):
+        server.read(b"mine +Inf\n")
+    assert "offset" not in server.values()
 
 
 def test_no_lora_is_no_error() -> None:
