@@ -189,7 +189,9 @@ class Collector:
                     clock=self._clock,
                     max_body=self.settings.max_body,
                 )
-            except Exception as error:  # a plugin's code: whatever it raises must not stop discovery
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a plugin's code: whatever it raises must not stop discovery
                 self._failures.poll(source.type, endpoint, error)
                 continue
             lane.clients[row] = client
@@ -344,7 +346,9 @@ class Collector:
         for extractor in lane.binding.extractors:
             try:
                 extractor.extract(row, endpoint, result.body)
-            except Exception as error:  # one bad extractor must not keep the others from the page
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # one bad extractor must not keep the others from the page
                 self._failures.extract(source.type, extractor.type, endpoint, error)
 
     def _measure_round_trip(self, client: HttpGet, row: int) -> None:

@@ -33,7 +33,7 @@ class FailureLog:
                 ("source_type", "extractor_type"),
             )
 
-    def poll(self, source: str, endpoint: Endpoint, error: Exception) -> None:
+    def poll(self, source: str, endpoint: Endpoint, error: BaseException) -> None:
         """A fetch failed."""
         if self._polls is not None:
             self._polls.labels(source).inc()
@@ -44,7 +44,7 @@ class FailureLog:
         if self._last.get(endpoint.host_port, {}).pop(source, None) is not None:
             self._log.info("%s: %s (%s) answers again", source, endpoint.key, endpoint.host_port)
 
-    def extract(self, source: str, extractor: str, endpoint: Endpoint, error: Exception) -> None:
+    def extract(self, source: str, extractor: str, endpoint: Endpoint, error: BaseException) -> None:
         """An extractor could not read all it needs."""
         if self._extracts is not None:
             self._extracts.labels(source, extractor).inc()
@@ -54,7 +54,7 @@ class FailureLog:
         """The endpoint is gone."""
         self._last.pop(endpoint.host_port, None)
 
-    def _report(self, endpoint: Endpoint, what: str, message: str, error: Exception) -> None:
+    def _report(self, endpoint: Endpoint, what: str, message: str, error: BaseException) -> None:
         about = self._last.setdefault(endpoint.host_port, {})
         now = self._clock()
         logged, left_out = about.get(what, (-_EVERY, 0))

@@ -34,7 +34,9 @@ class Guard:
         """`hook(*told)`, whatever it raises."""
         try:
             hook(*told)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             if self._errors is not None:
                 self._errors.labels(self._source, plugin.type).inc()
             now = self._clock()

@@ -258,7 +258,9 @@ class _Builder:
             raise
         except ConfigError as error:
             raise self._located(error, path) from error
-        except Exception as error:  # a constructor is foreign code
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a constructor is foreign code
             raise self._config.document.error(
                 f"{spec.name} cannot be built: {type(error).__name__}: {error}",
                 path=path,

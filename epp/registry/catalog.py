@@ -64,7 +64,9 @@ class Catalog:
             try:
                 table = point.load()
                 targets = {str(kind): str(target) for kind, target in table.items()}
-            except Exception as error:  # a foreign module may raise anything when it is imported
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a foreign module may raise anything when it is imported
                 raise ConfigError(
                     f"the plugin catalog {point.value} of {origin} cannot be loaded: {error}",
                     fix="repair or uninstall that package",
@@ -150,7 +152,9 @@ def _load(target: str, what: str) -> Any:
         raise ConfigError(
             f"{what}: there is no module `{missing}`", fix="install the package that has it, or correct the name"
         ) from error
-    except Exception as error:  # a foreign module may raise anything when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a foreign module may raise anything when it is imported
         raise ConfigError(
             f"{what}: importing `{module_name}` failed: {type(error).__name__}: {error}", fix="repair that module"
         ) from error
@@ -168,7 +172,9 @@ def _load_file(path: Path) -> Any:
     sys.modules[name] = module  # type annotations of the classes in it are looked up there
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # a foreign module may raise anything when it is imported
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a foreign module may raise anything when it is imported
         del sys.modules[name]
         raise ConfigError(
             f"the plugin file {path} failed: {type(error).__name__}: {error}", fix="repair that file"

@@ -206,9 +206,9 @@ class StagedProfileHandler(epp.ProfileHandler[ParamsT]):
             return False
         try:
             return decider.disaggregate(request, decode)
-        except epp.RequestError:
+        except (epp.RequestError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a decider may be anybody's; the request can do without its stage
+        except BaseException as error:  # a decider may be anybody's; the request can do without its stage
             self._fallbacks.count(DECIDER_FAILED)
             self._log.log(logging.ERROR, decider.name, "%s: %s failed: %s", self.name, decider.name, error, error=error)
             return False

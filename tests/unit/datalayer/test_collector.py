@@ -62,7 +62,7 @@ class PageExtractor(Extractor[NoParams]):
 
 class BadExtractor(Extractor[NoParams]):
     type = "bad-extractor"
-    error: Exception = ValueError("lacks what I need")
+    error: BaseException = ValueError("lacks what I need")
 
     def extract(self, row: int, endpoint: Endpoint, data: bytes) -> None:
         raise self.error
@@ -228,10 +228,11 @@ async def test_one_bad_extractor_does_not_hurt_the_others(
     await bench.collector.stop()
 
 
+@pytest.mark.parametrize("error", [KeyError("oops"), SystemExit("a command in a library")])
 async def test_a_bug_in_an_extractor_is_logged_with_its_traceback(
-    serve: Any, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    error: BaseException, serve: Any, until: Until, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BadExtractor, "error", KeyError("oops"))
+    monkeypatch.setattr(BadExtractor, "error", error)
     server = await serve()
     bench = Bench(extractors=(BadExtractor,))
     row = bench.add(server.port)

@@ -35,9 +35,10 @@ class Broken(epp.EndpointExtractor[epp.NoParams]):
     """Fails whatever it hears."""
 
     type = "broken"
+    error: type[BaseException] = RuntimeError
 
     def endpoint_changed(self, row: int, endpoint: epp.Endpoint) -> None:
-        raise RuntimeError("cannot")
+        raise self.error("cannot")
 
 
 def server(name: str, address: str, **labels: str) -> epp.Endpoint:
@@ -58,7 +59,11 @@ def test_each_change_is_told_once() -> None:
     assert diary.heard == ["+early[]", "+a[]", "+a['x']", "-a", "+b[]", "-b"]
 
 
-async def test_one_that_fails_keeps_nobody_from_hearing(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, SystemExit])
+async def test_one_that_fails_keeps_nobody_from_hearing(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Broken, "error", error)
     table, metrics, clock = epp.EndpointTable(), Registry(), ManualClock()
     diary, broken = plugin(Diary, table=table), plugin(Broken, table=table)
     notify_endpoints(table, [broken, diary], clock=clock, metrics=metrics)

@@ -99,6 +99,9 @@ def test_importing_may_fail(installed: Any) -> None:
     installed("six", "", six_module="raise RuntimeError('no licence')")
     with pytest.raises(epp.ConfigError, match="importing `six_module` failed: RuntimeError: no licence"):
         Catalog().resolve("six_module:X")
+    installed("seven", "", seven_module="import sys; sys.exit('usage: seven')")
+    with pytest.raises(epp.ConfigError, match="importing `seven_module` failed: SystemExit: usage: seven"):
+        Catalog().resolve("seven_module:X")
 
 
 def test_a_file_beside_the_configuration(tmp_path: Path) -> None:
