@@ -25,7 +25,7 @@ MAX_COPIES = 1 << 17
 
 
 class Copies:
-    """Copies beyond the first, by endpoint lane, plane and engine hash. `len`: blocks that have any."""
+    """Copies beyond the first, by lane, plane and engine hash (the first one of a block). `len`: blocks with any."""
 
     def __init__(self) -> None:
         self._of: dict[int, dict[tuple[Plane, int], int]] = {}

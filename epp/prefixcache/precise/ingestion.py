@@ -207,7 +207,8 @@ class Ingestion:
             if self._may_be_copies and (again := self._held(plane, lane, rows)) is not None:
                 if event_of is None:
                     event_of = stored.event
-                self._copied(plane, np.full(len(again), lane), engines[again], event_of[again], events)
+                names = self._names(rows[again], engines[again])
+                self._copied(plane, np.full(len(again), lane), names, event_of[again], events)
             self.hold(plane, lane, rows)
         else:
             if event_of is None:
@@ -267,7 +268,8 @@ class Ingestion:
             where_again = _marked(again, rows * (self._lanes.words * WORD) + lanes)
             if where_again is not None:
                 chosen = where_again
-                self._copied(plane, lanes[chosen], engines[chosen], event_of[chosen], events)
+                names = self._names(rows[chosen], engines[chosen])
+                self._copied(plane, lanes[chosen], names, event_of[chosen], events)
         for column, where, bits in _by_word(self._blocks.plane(plane, self._lanes.words), lanes):
             np.bitwise_or.at(column, rows[where], bits)  # a row may be there for several lanes
 
@@ -301,7 +303,8 @@ class Ingestion:
 
     def _remove(self, plane: Plane, lanes: Rows, hashes: Keys) -> None:
         if self.copies:
-            last = self.copies.take(plane, lanes.tolist(), hashes.tolist())
+            names = self._names(self.canonical(hashes), hashes) if self._blocks.aliases else hashes
+            last = self.copies.take(plane, lanes.tolist(), names.tolist())
             if not last.all():
                 self.counters.removed += len(last) - int(last.sum())
                 lanes, hashes = lanes[last], hashes[last]
@@ -322,6 +325,12 @@ class Ingestion:
                 np.bitwise_and.at(column, rows[where], ~bits)
         self.counters.removed += len(rows)
         self._blocks.release(different(rows))
+
+    def _names(self, rows: Rows, engines: Keys) -> Keys:
+        """The hash under which copies of these blocks are counted: the first one, where a block has several."""
+        if not self._blocks.aliases:
+            return engines
+        return np.where(rows >= 0, self._blocks.engine.take(np.maximum(rows, 0)), engines)
 
     def canonical(self, engines: Keys) -> Rows:
         """Rows that have the holders of blocks with these engine hashes; -1: unknown."""

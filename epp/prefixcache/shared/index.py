@@ -37,6 +37,7 @@ CLIENT_TIMEOUT = 1.0
 
 PING_INTERVAL = 1.0
 _GATHER = 0.02  # seconds that events wait for others: large batches cost less
+_INSIST = 0.1
 _QUIET = 60.0
 _FIRST = 16  # blocks of a lookup's first question: many prompts are known to nobody
 
@@ -125,12 +126,14 @@ class SharedIndex:
 
     async def stop(self) -> None:
         """End at once; what is still queued is not written."""
-        tasks: list[asyncio.Task[None]] = [*self._lookups]
+        tasks = set(self._lookups)
         if self._task is not None:
-            tasks.append(self._task)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.add(self._task)
+        while tasks:
+            for task in tasks:
+                task.cancel()
+            # Again and again: redis-py loses a cancellation that comes before it looks at a connection (timeout 0).
+            _, tasks = await asyncio.wait(tasks, timeout=_INSIST)
         self._task = None
         self.up = False
         await self._server.close()

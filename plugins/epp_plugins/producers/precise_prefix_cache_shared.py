@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 
 from epp.api import ConfigError, Endpoints, InferenceRequest, PluginContext, PrefixMatch, publish_prefix_match
-from epp.kvevents.events import EventSink, KVEvent
+from epp.kvevents.events import BlockRemoved, EventSink, KVEvent
 from epp.kvevents.settings import PublisherState
 from epp.prefixcache.precise.hashing import BlockHasher
+from epp.prefixcache.precise.index import PreciseIndex
+from epp.prefixcache.precise.remaining import really_removed
 from epp.prefixcache.shared.index import CLIENT_TIMEOUT, CONNECTIONS, Found, SharedIndex
 from epp.prefixcache.shared.matching import Reach
 from epp.prefixcache.shared.server import Server, server_url
@@ -25,18 +27,27 @@ from epp_plugins.producers.precise_prefix_cache_shared_metrics import WRITES, Sh
 
 
 class Tee:
-    """An `EventSink` that hands everything to two: first the local index, then the shared one."""
+    """An `EventSink` that hands everything to two: first the local index, then the shared one.
 
-    def __init__(self, local: EventSink, shared: EventSink) -> None:
+    The shared one does not know how many copies of a block its server has. So it is not told of a removal after which
+    the local index, which counts them, knows that one is left.
+    """
+
+    def __init__(self, local: PreciseIndex, shared: EventSink) -> None:
         self._local, self._shared = local, shared
 
     def apply_many(self, batches: Sequence[tuple[str, Sequence[KVEvent]]]) -> None:
         self._local.apply_many(batches)
+        if self._local.counters.copies:
+            batches = [(endpoint, [self._left(endpoint, event) for event in events]) for endpoint, events in batches]
         self._shared.apply_many(batches)
 
     def clear(self, endpoint: str) -> None:
         self._local.clear(endpoint)
         self._shared.clear(endpoint)
+
+    def _left(self, endpoint: str, event: KVEvent) -> KVEvent:
+        return really_removed(self._local, endpoint, event) if isinstance(event, BlockRemoved) else event
 
 
 class SharedPrefixes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import signal
 import sys
 import time
@@ -22,8 +23,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.redis_server import RedisServer
 from epp.api import ConfigError, Endpoints, EndpointTable, InferenceRequest, Payload, Prompt, prefix_match
-from epp.kvevents.events import BlockStored
+from epp.kvevents.decoding import Decoder
+from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from epp.kvevents.settings import PublisherState
+from epp.prefixcache.precise.index import PreciseIndex
 from epp.telemetry.metrics import Registry
 from epp.testing import plugin
 from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
@@ -61,7 +64,7 @@ async def producer(
         await made.stop()
 
 
-def learn(into: PrecisePrefixCacheProducer, endpoint: str, *events: BlockStored) -> None:
+def learn(into: PrecisePrefixCacheProducer, endpoint: str, *events: KVEvent) -> None:
     into.receiver.sink.apply_many([(endpoint, events)])
 
 
@@ -84,8 +87,8 @@ async def matched(by: PrecisePrefixCacheProducer, *prompts: bytes) -> list[float
     return match.cached_blocks.tolist()
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
         while True:
             met = condition()
             if met if isinstance(met, bool) else await met:
@@ -296,25 +299,74 @@ def test_without_redis_py_the_start_is_refused(table: EndpointTable, monkeypatch
         )
 
 
+class Shared:
+    """A sink that writes down what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def apply_many(self, batches: object) -> None:
+        self.heard.append(batches)
+
+    def clear(self, endpoint: str) -> None:
+        self.heard.append(endpoint)
+
+
 def test_both_sinks_hear_everything() -> None:
-    heard: list[tuple[str, str, object]] = []
-
-    class Sink:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def apply_many(self, batches: object) -> None:
-            heard.append((self.name, POD, batches))
-
-        def clear(self, endpoint: str) -> None:
-            heard.append((self.name, endpoint, "clear"))
-
-    tee = Tee(Sink("local"), Sink("shared"))
+    local, shared = PreciseIndex(1 << 22), Shared()
+    tee = Tee(local, shared)
     tee.apply_many([(POD, [stored(ids(1))])])
+    assert local.blocks.count == 1
     tee.clear(POD)
-    assert [(name, what == "clear") for name, _, what in heard] == [
-        ("local", False),
-        ("shared", False),
-        ("local", True),
-        ("shared", True),
-    ]
+    assert local.lanes.get(POD) is None
+    assert shared.heard == [[(POD, [stored(ids(1))])], POD]
+
+
+def test_the_shared_index_is_told_only_of_the_removal_of_the_last_copy() -> None:
+    local, shared = PreciseIndex(1 << 22), Shared()
+    tee = Tee(local, shared)
+    data = ids(3)
+    copy = BlockStored([2], 1, data[64:128], 16)
+    tee.apply_many([(POD, [stored(data), copy]), (OTHER, [stored(data)])])
+    shared.heard.clear()
+    both, cpu = BlockRemoved([2, 3]), BlockRemoved([2], "cpu")
+    tee.apply_many([(POD, [both, cpu, AllBlocksCleared()]), (OTHER, [both])])
+    assert shared.heard.pop() == [(POD, [both, cpu, AllBlocksCleared()]), (OTHER, [both])]  # all is gone at the end
+    tee.apply_many([(POD, [stored(data), copy])])
+    shared.heard.clear()
+    tee.apply_many([(POD, [both, cpu]), ("10.0.0.9:1", [both])])
+    assert shared.heard.pop() == [(POD, [BlockRemoved([3]), cpu]), ("10.0.0.9:1", [both])]
+    tee.apply_many([(POD, [both])])
+    assert shared.heard.pop() == [(POD, [both])]
+    local.apply(POD, [stored(data, medium="cpu"), BlockStored([2], 1, data[64:128], 16, medium="cpu")])
+    tee.apply_many([(POD, [cpu, BlockRemoved([2], "cpu", 1)])])
+    assert shared.heard.pop() == [(POD, [BlockRemoved([], "cpu"), BlockRemoved([2], "cpu", 1)])]
+
+
+async def test_copies_of_a_real_server_count_for_who_only_reads(table: EndpointTable, server: RedisServer) -> None:
+    """vLLM 0.32 with 48 blocks of 32 tokens: what it reported as cached, and what the reader would have predicted."""
+    path = Path(__file__).parents[2] / "data" / "prefixcache" / "copies.jsonl"
+    requests = [msgspec.json.decode(line) for line in path.read_text().splitlines()]
+    decoder, wrong = Decoder(), 0
+    async with (
+        producer(table, address=server.url, tokens=32) as learns,
+        producer(table, address=server.url, tokens=32, readOnly=True) as asks,
+    ):
+        for request in requests:
+            prompt = request["prompt"]
+            data = np.array(prompt, dtype="<u4").tobytes()
+
+            async def right(data: bytes = data, prompt: list[int] = prompt, cached: int = request["cached"]) -> bool:
+                predicted = max(await matched(asks, data)) * 32  # only one server is told of
+                return min(predicted, (len(prompt) - 1) // 32 * 32) == cached
+
+            try:
+                await until(right, 5)  # the events have to get there
+            except TimeoutError:
+                wrong += 1
+            for payload in request["payloads"]:
+                batch = decoder.decode(base64.b64decode(payload))
+                assert batch is not None
+                learn(learns, POD, *batch.events)
+    assert len(requests) == 70
+    assert wrong == 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from epp.prefixcache.precise.prompts import prompt_keys
 from epp.prefixcache.shared.index import CONNECTIONS, SharedIndex
 from epp.prefixcache.shared.layout import CHUNK, prefix
 from epp.prefixcache.shared.matching import Reach
+from epp.prefixcache.shared.server import Server
+from epp.prefixcache.shared.settings import SharedSettings
 
 Connect = Callable[..., Awaitable[SharedIndex]]
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
@@ -225,6 +229,34 @@ async def test_a_server_that_dies_is_found_again_and_gets_what_waited(
     await finds_again(index, ids(3))
     assert not len(index.pending)
     assert caplog.text.count("cannot be reached") == 1  # once a minute
+
+
+async def test_it_ends_though_the_client_loses_a_cancellation() -> None:
+    """As redis-py does, now and then: `asyncio.timeout(0)` takes a cancellation that is on its way for its own."""
+    asked = asyncio.Event()
+
+    class Deaf(Server):
+        async def members(self, name: str) -> set[bytes]:
+            if not asked.is_set():
+                asked.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(60)
+            return set()
+
+    index = SharedIndex(
+        Deaf("redis://127.0.0.1:1", connections=1, timeout=0.3),
+        HASHER,
+        SharedSettings(),
+        clock=asyncio.get_running_loop().time,
+        rng=random.Random(1),
+        log=logging.getLogger("epp.shared"),
+        name="test",
+    )
+    index.start()
+    async with asyncio.timeout(30):
+        await asked.wait()
+        await index.stop()
+    assert not index.up
 
 
 async def test_no_more_lookups_at_a_time_than_connections(connect: Connect, server: RedisServer) -> None:
