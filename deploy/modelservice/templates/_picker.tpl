@@ -76,3 +76,13 @@ schedulingProfiles:
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: epp
 {{- end }}
+
+{{/* "true" when one of several pickers leads and the others stand by. */}}
+{{- define "modelservice.election" -}}
+{{- $epp := .Values.router.epp -}}
+{{- $election := gt (int $epp.replicas) 1 -}}
+{{- if hasKey $epp.flags "ha-enable-leader-election" -}}
+  {{- $election = eq (toString (get $epp.flags "ha-enable-leader-election")) "true" -}}
+{{- end -}}
+{{- if $election }}true{{ end -}}
+{{- end -}}

@@ -247,6 +247,31 @@ def test_replicas_of_the_picker_elect_a_leader(release: Release) -> None:
     assert (options.ha_enable_leader_election, options.v, float(options.drain_timeout)) == (False, 4, 60.0)
 
 
+@pytest.mark.parametrize(
+    ("replicas", "flags", "election"),
+    [
+        (1, {}, False),
+        (3, {}, True),
+        (3, {"ha-enable-leader-election": False}, False),
+        (1, {"ha-enable-leader-election": True}, True),
+    ],
+)
+def test_a_rollout_of_the_picker_comes_to_an_end(
+    release: Release, replicas: int, flags: dict[str, bool], election: bool
+) -> None:
+    """Followers are never ready: a rollout that waits for them would hang. Others leave when the next one is ready."""
+    rendered = release(router={"epp": {"replicas": replicas, "flags": flags}}, decode=decode())
+    spec = rendered.one("Deployment", "-epp")["spec"]
+    rolling = {"maxSurge": "100%", "maxUnavailable": "100%"} if election else {"maxSurge": 1, "maxUnavailable": 0}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
+    options, _ = parse_serve(
+        [a.replace("$(NAMESPACE)", "n") for a in spec["template"]["spec"]["containers"][0]["args"]]
+    )
+    assert options.ha_enable_leader_election is election
+    rules = rendered.one("Role", "-epp")["rules"]
+    assert any(rule["resources"] == ["leases"] for rule in rules) is election
+
+
 def test_metrics_without_questions_to_the_api_server(release: Release) -> None:
     monitoring = {"prometheus": {"enabled": True, "auth": {"enabled": False}}}
     rendered = release(router={"monitoring": monitoring}, decode=decode())
