@@ -68,6 +68,18 @@ def test_a_changed_configuration_replaces_the_pods(chart: Chart) -> None:
     )
 
 
+@pytest.mark.parametrize("mode", ["sidecar", "service"])
+def test_a_changed_envoy_replaces_its_pods(mode: str, chart: Chart) -> None:
+    def checksum(**proxy: Any) -> str:
+        release = chart({"router": {**SERVERS, "proxy": {"enabled": True, "mode": mode, **proxy}}})
+        pods = release.picker if mode == "sidecar" else release.one("Deployment", "-envoy")
+        text: str = pods["spec"]["template"]["metadata"]["annotations"]["checksum/envoy"]
+        return text
+
+    assert checksum() == checksum(failOpen=False)
+    assert len({checksum(), checksum(failOpen=True), checksum(lightMode=True)}) == 3
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -81,6 +93,7 @@ def test_a_changed_configuration_replaces_the_pods(chart: Chart) -> None:
         ),
         ({"router": {**SERVERS, "inferencePool": {"failureMode": "Open"}}}, "failureMode"),
         ({"router": {**SERVERS, "proxy": {"enabled": True, "proxyType": "agentgateway"}}}, "proxyType"),
+        ({"router": {**SERVERS, "proxy": {"enabled": True, "presets": {"envoy": {}}}}}, "router.proxy.presets"),
         ({"router": {**SERVERS, "proxy": {"enabled": True}, "epp": {"replicas": 3}}}, "only the leader is ready"),
         ({"router": {**SERVERS, "latencyPredictor": {"enabled": True}}}, "latencyPredictor"),
         (
@@ -108,8 +121,9 @@ def test_values_files_of_guides_may_name_what_is_off(chart: Chart) -> None:
                 **SERVERS,
                 "tokenizer": {"enabled": False, "modelName": "m", "flavor": "vllm"},
                 "latencyPredictor": {"enabled": False},
+                "proxy": {"enabled": False, "proxyType": "agentgateway", "presets": {"agentgateway": {"args": []}}},
             },
-            "provider": {"gke": {"preferredBackends": {"enabled": False, "preferredReplicas": 2}}},
+            "provider": {"gke": {"autopilot": True, "preferredBackends": {"enabled": False, "preferredReplicas": 2}}},
             "inferenceExtension": {
                 "sidecar": {"enabled": False, "image": "x"},
                 "metricsDataSource": {"scheme": "http", "path": "/metrics", "insecureSkipVerify": True},

@@ -36,6 +36,12 @@ The values as all templates use them: `router` with the older names laid over it
 {{- if $router.latencyPredictor.enabled -}}
   {{- fail "router.latencyPredictor.enabled: nothing predicts latency yet; leave it out" -}}
 {{- end -}}
+{{- if and $router.proxy.enabled (ne $router.proxy.proxyType "envoy") -}}
+  {{- fail (printf "router.proxy.proxyType: %s is not there; use envoy, or a gateway of your own" $router.proxy.proxyType) -}}
+{{- end -}}
+{{- if and $router.proxy.enabled $router.proxy.presets -}}
+  {{- fail "router.proxy.presets: what llm-d's chart sets by it is said here by router.proxy.image, args, resources and failOpen" -}}
+{{- end -}}
 {{- if not $router.modelServers.matchLabels -}}
   {{- fail "router.modelServers.matchLabels is empty: name the labels of the model servers' pods, for example --set-string router.modelServers.matchLabels.app=vllm" -}}
 {{- end -}}
