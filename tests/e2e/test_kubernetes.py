@@ -292,19 +292,22 @@ async def test_no_pick_fails_whatever_happens_to_the_api_server(tmp_path: Path) 
         c.api.put(PODS, pod("p0", c.pods.address(0), ready=False))
         c.api.put(PODS, pod("p0", c.pods.address(0)))
         await c.until("p0", "p1", "p2")
-        for fault in ("429", "no such kind", "expired token", "too old, as a status", "slow"):
+        for number, fault in enumerate(("429", "no such kind", "no rights", "expired token", "too old", "slow")):
             c.api.status = 429 if fault == "429" else 0
             c.api.hidden = {POOLS} if fault == "no such kind" else set()
+            c.api.forbidden = {PODS} if fault == "no rights" else set()
             c.api.tokens = {"another": "picker"} if fault == "expired token" else None
-            c.api.gone_in_stream = fault != "too old, as a status"
+            c.api.gone_in_stream = fault != "too old"  # else as an event of the watch
             c.api.delay = 0.2 if fault == "slow" else 0.0
             c.api.version += 1
             c.api.compact()
             c.api.drop()
+            met = len(c.api.requests)
             await asyncio.sleep(0.4)
-        c.api.delay = 0.0
-        c.api.delete(PODS, "p2")
-        await c.until("p0", "p1")
+            assert len(c.api.requests) > met, fault
+            c.api.status, c.api.hidden, c.api.forbidden, c.api.tokens, c.api.delay = 0, set(), set(), None, 0.0
+            c.api.put(PODS, pod("p2", c.pods.address(2), ready=bool(number % 2)))  # it is caught up with
+            await c.until(*(("p0", "p1", "p2") if number % 2 else ("p0", "p1")))
         going = False
         await asyncio.gather(*clients)
         assert set(statuses) == {200}

@@ -60,6 +60,8 @@ class ApiServer:
     delay: float = 0.0
     repeat_events: bool = False
     """Each event is told twice, and after the second one the first one again."""
+    silent: bool = False
+    """A watch that would tell something hangs from then on, for ever, and its connection stays open."""
     swap_events: bool = False
     """What changed at the same time is told in the wrong order."""
     hidden: set[str] = field(default_factory=set)
@@ -302,6 +304,8 @@ class ApiServer:
                 news = self._news
                 changes = [c for c in self.log if c.version > position and c.collection == collection]
                 position = max((change.version for change in changes), default=position)
+                if changes and self.silent:
+                    await asyncio.Event().wait()
                 for change in reversed(changes) if self.swap_events else changes:
                     for kind, obj in _seen(change, request.query):
                         for _ in range(2 if self.repeat_events else 1):

@@ -113,6 +113,42 @@ async def test_what_nobody_foresaw_begins_anew(
     await followed.stop()
 
 
+async def test_bookmarks_save_lists(server: ApiServer, connection: ApiConnection) -> None:
+    """What happens to other kinds makes a version old; a bookmark says how far nothing was missed."""
+    server.bookmark_seconds = 0.05
+    names = Names()
+    followed = following(connection, names)
+    await until(lambda: followed.synced)
+    for number in range(20):
+        server.put("/api/v1/namespaces/{}/services", {"metadata": {"name": f"s{number}"}})
+    await until(lambda: followed._version == str(server.version))
+    server.compact()
+    server.drop()
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await until(lambda: names.names == {"a"})
+    assert followed.lists == 1
+    await followed.stop()
+
+
+async def test_a_connection_that_died_unseen_is_noticed(
+    server: ApiServer, connection: ApiConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "WATCH_SECONDS", 1.4)
+    monkeypatch.setattr(reflector, "_OVERDUE", 0.1)
+    names = Names()
+    followed = following(connection, names)
+    await until(lambda: followed.synced and server.watches == 1)
+    server.silent, server.bookmark_seconds = True, 60.0
+    await asyncio.sleep(0.6)  # the last bookmark
+    server.put(PODS, pod("a", "10.0.0.1"))
+    await asyncio.sleep(0.1)
+    server.silent = False
+    assert not names.names
+    await until(lambda: names.names == {"a"})
+    assert (followed.lists, followed.failures) == (1, 1)
+    await followed.stop()
+
+
 async def test_versions_of_the_deleted_are_bounded(
     server: ApiServer, connection: ApiConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
