@@ -183,6 +183,7 @@ class EndpointTable:
         """Rows in use, ascending; cached until the next change."""
         if self._rows is None:
             self._rows = np.array(sorted(self._by_address.values()), dtype=np.intp)
+            self._rows.flags.writeable = False  # every request reads these: a plugin must not change them for all
         return self._rows
 
     def all(self, now: float) -> Endpoints:
@@ -216,7 +217,8 @@ class EndpointTable:
 class Endpoints:
     """The candidates of one request. Every array has shape `(len(self),)` and the order of `rows`.
 
-    Arrays are this view's own copies: writing to one changes nothing else.
+    Columns are copies of this request, which its plugins share: work on a result of yours, not in place on one of them.
+    `rows` cannot be written.
     """
 
     __slots__ = ("_cache", "now", "rows", "table")

@@ -10,7 +10,6 @@ gateway broke the protocol), a stream is never closed with OK before that, and a
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, cast
 
@@ -31,8 +30,6 @@ from epp.extproc.wire import (
     RESPONSE_HEADERS,
     RESPONSE_TRAILERS,
 )
-
-_log = logging.getLogger("epp.extproc")
 
 OK: Final = 0
 INVALID_ARGUMENT: Final = 3
@@ -317,7 +314,6 @@ class Exchange:
 
     def _report(self, error: BaseException) -> None:
         self._context.observer.failed(error)
-        _log.error("an exchange failed", exc_info=error)
 
     def _drop(self) -> None:
         """Nothing of this stream matters any more."""

@@ -10,7 +10,7 @@ would only cost bytes and collapse repeated headers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from epp.api.errors import DROPPED_REASON_HEADER, RequestError
@@ -25,6 +25,27 @@ PLAIN_REQUEST_TRAILERS: Final = pb.ProcessingResponse(request_trailers=pb.Traile
 PLAIN_RESPONSE_HEADERS: Final = pb.ProcessingResponse(response_headers=pb.HeadersResponse()).SerializeToString()
 PLAIN_RESPONSE_BODY: Final = pb.ProcessingResponse(response_body=pb.BodyResponse()).SerializeToString()
 PLAIN_RESPONSE_TRAILERS: Final = pb.ProcessingResponse(response_trailers=pb.TrailersResponse()).SerializeToString()
+
+
+_NAME: Final = re.compile(r":?[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BREAKS: Final = re.compile(r"[\r\n\0]")
+
+
+class NoHeader(ValueError):
+    """What a plugin set is no HTTP header; it is left out, because the gateway would refuse the whole reply for it."""
+
+
+def sendable(headers: Mapping[str, str], report: Callable[[NoHeader], None]) -> dict[str, str]:
+    """The headers with lower-case names; those that are none are reported instead."""
+    fit: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            report(NoHeader(f"a plugin set the header {str(name)[:80]!r} to a {type(value).__name__}, expected text"))
+        elif _NAME.fullmatch(name) is None or _BREAKS.search(value):
+            report(NoHeader(f"a plugin set what is no HTTP header: {name[:80]!r}: {value[:80]!r}"))
+        else:
+            fit[name.lower()] = value
+    return fit
 
 
 def _set(mutation: pb.HeaderMutation, name: str, value: str) -> None:

@@ -177,7 +177,7 @@ class RequestPhase:
         metadata = decision_metadata(decision.destination, decision.scores)
         if carrier is Carrier.TRAILERS:  # the headers are gone; what is left is the metadata
             return replies.PLAIN_REQUEST_TRAILERS + metadata
-        wanted = {name.lower(): value for name, value in decision.set_headers.items()}
+        wanted = replies.sendable(decision.set_headers, self._context.observer.failed)
         wanted[DESTINATION] = decision.destination
         if self._made_id:
             wanted.setdefault(REQUEST_ID, self.head.request_id)

@@ -6,7 +6,6 @@ Every path leads to one `Flight.end`. A failure in what only listens never touch
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -27,8 +26,6 @@ from epp.extproc.wire import (
     echo_chunk,
     streamed_body,
 )
-
-_log = logging.getLogger("epp.extproc")
 
 DEBUG_HEADER: Final = "x-went-into-resp-headers"  # llm-d-router sets it on every answer; some dashboards look for it
 _NEWLINE: Final = 10
@@ -94,8 +91,9 @@ class ResponsePhase:
         if not wanted and not remove:
             return _PASSED_HEADERS
         try:
-            return replies.response_headers({DEBUG_HEADER: "true", **wanted}, remove)
-        except Exception as error:  # a plugin set what is no header
+            told = replies.sendable(wanted, self._context.observer.failed)
+            return replies.response_headers({DEBUG_HEADER: "true", **told}, remove)
+        except Exception as error:  # a plugin set what is no mapping
             self._report(error)
             return replies.response_headers({DEBUG_HEADER: "true"}, remove)
 
@@ -272,4 +270,3 @@ class ResponsePhase:
 
     def _report(self, error: Exception) -> None:
         self._context.observer.failed(error)
-        _log.error("response passes on unseen", exc_info=error)

@@ -38,10 +38,16 @@ class LabelLimiter:
         self.overflowed = 0
 
     def __call__(self, value: str) -> str:
-        """The value itself, or `other`. Over-long values and those that are not Unicode text are `other` too."""
+        """The value itself, or `other`. Over-long values and those that are not Unicode text are `other` too, and so is
+        what a plugin set that is no text at all."""
         if value in self._seen or value in self._pinned:
             return value
-        if len(self._seen) >= self._limit or len(value) > _MAX_LENGTH or not encodable(value):
+        if (
+            not isinstance(value, str)
+            or len(self._seen) >= self._limit
+            or len(value) > _MAX_LENGTH
+            or not encodable(value)
+        ):
             self.overflowed += 1
             return OTHER
         self._seen.add(value)

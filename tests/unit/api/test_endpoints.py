@@ -168,3 +168,11 @@ def test_an_empty_table() -> None:
     assert len(view) == 0
     assert view.waiting.shape == (0,)
     assert view.has_label("a", ["b"]).shape == (0,)
+
+
+def test_nobody_can_change_the_rows_that_every_request_reads() -> None:
+    table = EndpointTable()
+    table.add(endpoint(1))
+    with pytest.raises(ValueError, match="read-only"):
+        table.all(0.0).rows[:] = 99
+    assert [found.name for found in table.all(0.0)] == [endpoint(1).name]

@@ -337,7 +337,7 @@ def test_a_director_that_breaks_is_a_500() -> None:
 
 
 def test_a_decision_that_cannot_be_told_ends_its_flight() -> None:
-    talk = Conversation(ObedientDirector(Decision(destination="x", set_headers={"x-bad": 7})))
+    talk = Conversation(ObedientDirector(Decision(destination="x", body="no bytes")))
     (reply,) = talk.say(request_headers(), request_body(BODY, True))
     assert reply.immediate_response.status.code == 500
     assert talk.flight.ends == [TerminationCause.ERROR]
@@ -345,7 +345,7 @@ def test_a_decision_that_cannot_be_told_ends_its_flight() -> None:
 
 def test_a_waiting_decision_that_cannot_be_told_ends_its_flight() -> None:
     talk, _ = waiting()
-    talk.director.decision = Decision(destination="x", set_headers={"x-bad": 7})
+    talk.director.decision = Decision(destination="x", body="no bytes")
     talk.say(request_headers(), request_body(BODY, True))
     flight = talk.director.take_off()
     (reply,) = talk.resolve(flight)

@@ -293,6 +293,15 @@ def test_a_plugin_cannot_touch_what_belongs_to_the_exchange() -> None:
     assert set_headers(talk.say(request_body(BODY, True))[0]) == {"x-gateway-destination-endpoint": HERE}
 
 
+def test_what_a_plugin_sets_and_is_no_header_is_left_out_and_counted() -> None:
+    broken: dict[Any, Any] = {7: "x", "x-none": None, "a b": "c", "x-two": "a\r\nx-prefiller-host-port: evil", "": "x"}
+    talk = with_decision(set_headers={**broken, "X-Good": "1", ":path": "/x"})
+    talk.say(request_headers())
+    reply = talk.say(request_body(BODY, True))[0]
+    assert set_headers(reply) == {"x-gateway-destination-endpoint": HERE, "x-good": "1", ":path": "/x"}
+    assert len(talk.observer.failures) == len(broken)
+
+
 def test_a_missing_request_id_is_made_and_sent_on() -> None:
     talk = Conversation()
     talk.say(request_headers({":path": "/v1/completions"}))

@@ -163,11 +163,20 @@ def test_what_cannot_be_reported_is_left_out() -> None:
 
 def test_headers_that_are_none_are_left_out() -> None:
     talk = in_flight()
-    talk.flight.response.set_headers["x-bad"] = 7
+    talk.flight.response.set_headers.update({"x-bad": 7, "x-Good": "1"})
+    (headers,) = talk.say(response_headers())
+    assert set_headers(headers) == {"x-went-into-resp-headers": "true", "x-good": "1"}
+    assert len(talk.observer.failures) == 1
+    assert talk.flight.ends == []
+
+
+def test_headers_in_a_shape_of_their_own_are_left_out() -> None:
+    talk = in_flight()
+    shapeless: Any = ["x-bad"]
+    talk.flight.response.set_headers = shapeless
     (headers,) = talk.say(response_headers())
     assert set_headers(headers) == {"x-went-into-resp-headers": "true"}
     assert len(talk.observer.failures) == 1
-    assert talk.flight.ends == []
 
 
 def test_trailers_end_the_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from prometheus_client import ProcessCollector
@@ -154,6 +155,8 @@ def test_limiter_refuses_what_no_page_can_show() -> None:
     limiter = LabelLimiter()
     assert limiter("x" * 257) == OTHER
     assert limiter("lone \ud800 surrogate") == OTHER
+    nobodys: Any = None
+    assert limiter(nobodys) == OTHER
     assert limiter("ok") == "ok"
     assert len(limiter) == 1
 
