@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+_BLOCK_SIZES = (8, 16, 32, 64, 128)  # those that the simulator has
 _PRECISE = ("precise-prefix-cache-producer", "precise-prefix-cache-scorer")
 
 
@@ -92,6 +93,10 @@ def _events(plugin: dict[str, Any], ports_in_a_row: Callable[[], int], found: St
         }
         found.simulator = ["--kv-events-config", json.dumps(published)]
         found.said.append(f"KV events come from {published['endpoint']} and up instead of {named}")
+        tokens = parameters.get("tokenProcessorConfig") or {}
+        size = tokens.get("blockSizeTokens") or tokens.get("blockSize")
+        if size in _BLOCK_SIZES:  # servers in a cluster are told the same
+            found.simulator += ["--block-size", str(size)]
     published = json.loads(found.simulator[1])
     pods["socketPort"] = int(published["endpoint"].rpartition(":")[2])
     if pods.get("replaySocketPort"):

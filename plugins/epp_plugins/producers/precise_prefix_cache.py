@@ -318,7 +318,8 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         actual = self.check.reported(prepared.target, response.usage)
         if actual is None:
             return
-        size = self.index.block_size_of(prepared.target) or self._block_size
+        # What is predicted is whole blocks of ours, which may be larger than the server's.
+        size = max(self.index.block_size_of(prepared.target) or 0, self._block_size)
         error = self.check.compare(
             Prediction(
                 request.id[:_LONGEST_NAME],  # clients choose both

@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 class SelfCheck:
     """The latest comparisons, and a warning, at most once a minute, when too many of the last ones are wrong.
 
-    A prediction is wrong when it is off by more than one block: what happened in the server between pick and prefill
+    A prediction is wrong when it is off by more than one block, the server's or the configured one: what happened in the server between pick and prefill
     is normal up to there.
     """
 

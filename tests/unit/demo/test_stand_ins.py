@@ -37,7 +37,7 @@ def test_a_model_name_alone_means_a_render_server() -> None:
 
 
 def test_all_precise_plugins_hear_the_same_events() -> None:
-    bound = {"kvEventsConfig": {"zmqEndpoint": "tcp://*:5557"}}
+    bound = {"kvEventsConfig": {"zmqEndpoint": "tcp://*:5557"}, "tokenProcessorConfig": {"blockSizeTokens": 64}}
     replayed = {"kvEventsConfig": {"podDiscoveryConfig": {"replaySocketPort": 5558, "podLabelSelector": "a=b"}}}
     found, (one, other) = made(
         {"type": "precise-prefix-cache-producer", "parameters": bound},
@@ -49,6 +49,7 @@ def test_all_precise_plugins_hear_the_same_events() -> None:
     }
     assert other["parameters"]["kvEventsConfig"]["podDiscoveryConfig"]["replaySocketPort"] == 7100
     assert found.ranks
+    assert found.simulator[2:] == ["--block-size", "64"]
     assert json.loads(found.simulator[1])["endpoint"] == "tcp://*:7000"
     assert found.said == ["KV events come from tcp://*:7000 and up instead of tcp://*:5557"]
 

@@ -197,6 +197,21 @@ async def test_picks_end_at_whatever_rate_they_came(table: EndpointTable) -> Non
     assert len(producer.index.speculation) == 0
 
 
+def test_a_prediction_in_larger_blocks_than_the_servers_is_not_wrong(
+    table: EndpointTable, caplog: pytest.LogCaptureFixture
+) -> None:
+    parameters = {"tokenProcessorConfig": {"blockSizeTokens": 64}}
+    producer = plugin(PrecisePrefixCacheProducer, parameters, name=NAME, table=table)
+    store(producer, pod(1), ids(7))  # 112 tokens: one whole block of 64 is predicted, all 7 blocks of 16 are used
+    for _ in range(64):
+        made = ask(ids(8))
+        producer.on_picked(made, picked(table, look(producer, made), decode=1))
+        producer.on_response_end(made, InferenceResponse(200, usage=Usage(cached_tokens=112), served=pod(1)))
+    assert (producer.check.recent[-1].predicted, producer.check.recent[-1].actual) == (64, 112)
+    assert producer.check.dump()["wrongOfLast"] == [0, 64]
+    assert "predicted wrongly" not in caplog.text
+
+
 def test_predictions_are_compared_with_what_servers_report(
     table: EndpointTable, caplog: pytest.LogCaptureFixture
 ) -> None:
