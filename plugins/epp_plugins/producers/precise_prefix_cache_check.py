@@ -32,8 +32,8 @@ class Prediction(NamedTuple):
 class SelfCheck:
     """The latest comparisons, and a warning, at most once a minute, when too many of the last ones are wrong.
 
-    A prediction is wrong when it is off by more than one block, the server's or the configured one: what happened in the server between pick and prefill
-    is normal up to there.
+    A prediction is wrong when it is off by more than one block, the server's or the configured one: what happened in
+    the server between pick and prefill is normal up to there.
     """
 
     def __init__(self, name: str, clock: Clock, log: logging.Logger) -> None:
