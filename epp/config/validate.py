@@ -191,22 +191,30 @@ class _Validator:
                 maxRequests=band.max_requests,
                 defaultRequestTTL=band.default_request_ttl,
             )
-            for field, name in (
-                ("fairnessPolicyRef", band.fairness_policy_ref),
-                ("orderingPolicyRef", band.ordering_policy_ref),
-            ):
-                if name:
-                    self._reference(name, f"{here}.{field}", None)
+            self._policy(band.fairness_policy_ref, f"{here}.fairnessPolicyRef", "fairness policy")
+            self._policy(band.ordering_policy_ref, f"{here}.orderingPolicyRef", "ordering policy", "an")
         for index, band in enumerate(flow.priority_bands):
             if band.priority in seen:
                 raise self._error(
                     f"two bands have priority {band.priority}", f"{path}.priorityBands[{index}]", "merge them"
                 )
             seen.add(band.priority)
-        if flow.usage_limit_policy_plugin_ref:
-            self._reference(flow.usage_limit_policy_plugin_ref, f"{path}.usageLimitPolicyPluginRef", None)
+        self._policy(flow.usage_limit_policy_plugin_ref, f"{path}.usageLimitPolicyPluginRef", "usage limit policy")
         if flow.saturation_detector is not None:
             self._reference(flow.saturation_detector.plugin_ref, f"{path}.saturationDetector", Role.SATURATION_DETECTOR)
+
+    def _policy(self, name: str | None, path: str, what: str, article: str = "a") -> None:
+        """Policies have no role of their own here; who has one is none."""
+        if not name:
+            return
+        plugin = self._reference(name, path, None)
+        given = self._roles(plugin.type)
+        if given:
+            raise self._error(
+                f"{name} (type {plugin.type}) is {_listed(given)}, not {article} {what}",
+                path,
+                f"name {article} {what} here",
+            )
 
     def _not_negative(self, path: str, **values: float | None) -> None:
         for name, value in values.items():
