@@ -174,7 +174,10 @@ async def _demo(options: argparse.Namespace) -> int:
             rows = summary([server.name for server in served], turns, choices)
             table("Where the requests went", SUMMARY, rows)
         if failed:
-            print(f"epp demo: {len(failed)} of {len(turns)} requests failed, the first with {failed[0].status}")
+            said = (
+                f"{len(failed)} of {len(turns)} requests failed, the first with {failed[0].status}: {failed[0].error}"
+            )
+            print(f"epp demo: {said}", file=sys.stderr)
             return 1
         if options.once:
             return 0
@@ -248,10 +251,9 @@ def _report(served: Sequence[Served], turns: Sequence[Turn], choices: dict[str, 
         "servers": [dataclasses.asdict(server) | {"labels": dict(server.labels)} for server in served],
         "requests": [
             dataclasses.asdict(turn)
-            | {"server": choices[turn.request_id].server, "scores": choices[turn.request_id].scores}
-            | {"prefill": choices[turn.request_id].prefill}
+            | {"server": choice.server, "scores": choice.scores, "weights": choice.weights, "prefill": choice.prefill}
             for turn in turns
-            if turn.request_id in choices
+            for choice in (choices.get(turn.request_id, Choice(turn.request_id, "", {}, {})),)
         ],
     }
 

@@ -27,7 +27,8 @@ _QUESTIONS = (
 
 @dataclass(slots=True)
 class Turn:
-    """One question and its answer. `cached` of `prompt` tokens came from the server's cache."""
+    """One question and its answer. `cached` of `prompt` tokens came from the server's cache. `error`: of a status that
+    is not 200."""
 
     user: str
     number: int
@@ -36,6 +37,7 @@ class Turn:
     cached: int = 0
     status: int = 0
     first_token: float = 0.0
+    error: str = ""
 
 
 @dataclass(slots=True)
@@ -77,6 +79,9 @@ async def _ask(session: aiohttp.ClientSession, url: str, model: str, messages: l
     text: list[str] = []
     async with session.post(f"{url}/v1/chat/completions", json=body, headers={TURN: turn.request_id}) as answer:
         turn.status = answer.status
+        if answer.status != 200:
+            turn.error = (await answer.text(errors="replace"))[:500].strip()
+            return ""
         async for line in answer.content:
             event = line.removeprefix(b"data: ").strip()
             if not event.startswith(b"{"):

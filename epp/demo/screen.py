@@ -56,7 +56,12 @@ class Screen:
         self.console.print(f"[dim]·[/dim] {text}" if self.console.is_terminal else text, highlight=False)
 
     def decided(self, turn: Turn, choice: Choice | None) -> None:
-        """One answer, and why that server gave it."""
+        """One answer, and why that server gave it; or why there is none."""
+        if turn.error:
+            server = f" from [bold]{choice.server}[/bold]" if choice else ""
+            self.console.print(f"{turn.user:<9} turn {turn.number} -> {turn.status}{server}  ", end="", highlight=False)
+            self.console.print(turn.error, markup=False, highlight=False)
+            return
         server = choice.server if choice else "?"
         reader = f" (read by {choice.prefill})" if choice and choice.prefill else ""
         cached = f"{turn.cached} of {turn.prompt} tokens cached"

@@ -141,6 +141,20 @@ def test_a_configuration_that_cannot_be_used_is_one_line(
     assert told.count("\n") == 1
 
 
+def test_requests_that_fail_are_told_beside_the_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tmp_path / "nobody.yaml"
+    nobody = "{type: label-selector-filter, parameters: {matchLabels: {there-is: none}}}"
+    config.write_text(f"apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins: [{nobody}]\n")
+    assert run(["--servers", "2", "--config", str(config), "--output", "json"]) == 1
+    told = capsys.readouterr()
+    requests = json.loads(told.out)["requests"]
+    assert {(request["status"], request["server"]) for request in requests} == {(429, "")}
+    assert "16 of 16 requests failed, the first with 429: inference error: " in told.err
+    assert "no endpoint left after filter label-selector-filter" in told.err
+    Screen().decided(Turn("travel-1", 1, "x", status=429, error="[red] no"), None)
+    assert "travel-1  turn 1 -> 429  [red] no" in capsys.readouterr().out
+
+
 def test_a_port_that_another_process_has(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
