@@ -156,10 +156,13 @@ async def test_from_nothing_to_the_first_routed_request(tmp_path: Path) -> None:
 
 async def test_from_no_kinds_at_all_to_the_first_routed_request(tmp_path: Path) -> None:
     """The picker is there before the CRDs are."""
-    async with cluster(tmp_path) as c:
-        c.api.hidden = {POOLS, OBJECTIVES, REWRITES}
-        c.api.drop()
-        await asyncio.sleep(1.5)
+
+    def without(api: ApiServer) -> None:
+        api.hidden = {POOLS, OBJECTIVES, REWRITES}
+
+    async with cluster(tmp_path, before=without) as c:
+        await asyncio.sleep(0.5)
+        assert (await c.ask())[0] == 503
         c.add(0)
         c.api.hidden = set()
         c.api.put(POOLS, pool("pool", c.pods.port))
