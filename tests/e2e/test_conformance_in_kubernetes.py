@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import pytest
 from aiohttp import web
 
 from epp.demo.envoy import Envoy
@@ -35,6 +36,20 @@ BODY = {"model": "conformance-fake-model", "prompt": "Write as if you were a cri
 SERVED = "x-conformance-test-served-endpoint"
 SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"  # HealthCheckResponse{status}
 FOREIGN = "10.9.8.7:3000,10.9.8.6"
+
+
+OLDER_CONFIG = """
+apiVersion: inference.networking.x-k8s.io/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: header-based-testing-filter
+- type: destination-endpoint-served-verifier
+schedulingProfiles:
+- name: conformance-profile
+  plugins:
+  - pluginRef: header-based-testing-filter
+"""
+"""Suites up to 1.5 brought a configuration of their own, for the picker that was theirs then."""
 
 
 def command(health: int, grpc_port: int, metrics: int) -> list[str]:
@@ -90,7 +105,12 @@ async def until_probed(port: int, service: str, status: bytes) -> None:
     raise AssertionError(f"{service!r} is never {status!r}")
 
 
-async def test_as_the_manifests_of_the_suite_start_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("suite", ["1.6", "1.5"])
+async def test_as_the_manifests_of_the_suite_start_it(tmp_path: Path, suite: str) -> None:
+    more: list[str] = []
+    if suite == "1.5":
+        (tmp_path / "conformance-plugins.yaml").write_text(OLDER_CONFIG)
+        more = ["--v", "4", "--config-file", str(tmp_path / "conformance-plugins.yaml")]
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(ApiServer().serving())
         api.granted = {PODS, POOLS}
@@ -106,7 +126,7 @@ async def test_as_the_manifests_of_the_suite_start_it(tmp_path: Path) -> None:
         }
         with (tmp_path / "picker.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
-                *command(health, grpc_port, metrics), stdout=log, stderr=log, env=environment
+                *command(health, grpc_port, metrics), *more, stdout=log, stderr=log, env=environment
             )
         stack.push_async_callback(end, process, 5.0)
         await until_probed(health, "inference-extension", NOT_SERVING)

@@ -20,6 +20,7 @@ from epp.cli.serving import Picker
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
 from epp.demo.ports import free_ports
+from epp.telemetry.exposition import render_now
 from tests.kubernetes.api_server import OBJECTIVES, PODS, POOLS, REWRITES, ApiServer, pod, pool
 
 PAGE = (
@@ -253,6 +254,12 @@ async def test_objectives_and_rewrites(tmp_path: Path) -> None:
         assert (await c.ask(x_gateway_inference_objective="batch"))[0] == 200
         assert (await c.ask("other"))[0] == 200
         assert c.pods.models == ["m-v2", "other"]
+        page = render_now(c.picker.registry).decode()
+        decisions = [line for line in page.splitlines() if line.startswith("llm_d_epp_model_rewrite_decisions_total{")]
+        assert len(decisions) == 1
+        labels, _, count = decisions[0].partition("} ")
+        assert labels.endswith('{model_name="m",model_rewrite_name="canary",target_model="m-v2"')
+        assert float(count) == 1
         c.api.delete(REWRITES, "canary")
         for _ in range(300):
             if not c.picker._rewrites.size:

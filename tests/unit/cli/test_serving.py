@@ -285,6 +285,18 @@ async def test_metrics_that_nobody_guards_are_said_to_be_open(
         assert "--metrics-endpoint-auth" not in caplog.text
 
 
+async def test_declarations_beside_endpoints_from_a_file(config: str, tmp_path: Path) -> None:
+    manifests = tmp_path / "declarations.yaml"
+    manifests.write_text(
+        "kind: InferenceObjective\nmetadata: {name: vip}\nspec: {priority: 3}\n---\n"
+        "kind: InferenceModelRewrite\nmetadata: {name: all}\nspec: {rules: [{targets: [{modelRewrite: small}]}]}\n"
+    )
+    async with running(options(config, secure_serving=False, declarations_file=str(manifests))) as picker:
+        assert picker._objectives.priority("vip") == 3
+        assert picker._rewrites.target("m") == "small"
+        assert picker.pool.synced
+
+
 async def test_a_new_certificate_of_the_metrics_port_is_used(config: str, tmp_path: Path) -> None:
     from epp.demo.ports import free_ports
 
