@@ -100,26 +100,28 @@ class Blocks:
             self._frontier.fill(columns[-1:], 0, self._frontier.ready)
         return columns
 
-    def find(self, keys: Numbers) -> Rows:
-        """The row of each key, -1 where there is none.
+    def leading(self, keys: Numbers) -> Rows:
+        """The rows of the first keys, up to one that has none. What comes after it is not looked at.
 
         Blocks that were stored together have neighbouring rows. So for a long prompt only every `_STRIDE`th key goes
         through the table, the keys between are expected beside it, and only those that are not there are looked up.
         """
         if len(keys) < 4 * _STRIDE:
-            return self.by_key(keys)
-        samples = self.by_key(keys[::_STRIDE])
-        expected = (samples[:, None] + _OFFSETS).reshape(-1)[: len(keys)]
-        rows = np.where(self.key.take(expected, mode="clip") == keys, expected, -1)
+            return _known(self.by_key(keys))
+        samples = _known(self.by_key(keys[::_STRIDE]))
+        rows = (samples[:, None] + _OFFSETS).reshape(-1)[: len(keys)]
+        np.minimum(rows, len(self.key) - 1, out=rows)
+        keys = keys[: len(rows)]
+        rows[self.key.take(rows) != keys] = -1
         if self.aliases:  # one of those may be beside, too, but it has no holders
             rows[~self.holders(rows)] = -1
         rest = np.flatnonzero(rows < 0)
         if len(rest):
             rows[rest] = self.by_key(keys.take(rest))
-        return rows
+        return _known(rows)
 
     def by_key(self, keys: Numbers) -> Rows:
-        """As `find`, for keys that do not follow each other."""
+        """The row of each key, -1 where there is none."""
         return self._table.find(keys)
 
     def by_engine(self, engines: Numbers) -> Rows:
@@ -263,7 +265,7 @@ class Blocks:
         self.high += count - taken
         if self._frontier.due(self.high):
             held = [column for words in self.planes.values() for column in words]
-            self._frontier.advance(self.high, [self.key, self.engine, self.used, *held])
+            self._frontier.advance(self.high, [self.key, self.engine, self.used, *held], self.capacity)
         return np.concatenate([recycled, fresh]) if taken else fresh
 
     def _evict(self, count: int) -> int:
@@ -314,6 +316,11 @@ def _distinct(numbers: Numbers) -> tuple[Numbers, Rows, Rows | None]:
         return numbers, np.arange(len(numbers)), None
     distinct, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
     return distinct, first, inverse
+
+
+def _known(rows: Rows) -> Rows:
+    """Up to the first -1."""
+    return rows[: int(np.argmin(rows))] if len(rows) and rows.min() < 0 else rows
 
 
 def different(rows: Rows) -> Rows:

@@ -113,10 +113,9 @@ class PreciseIndex:
         blocks.clock += 1
         found: list[Rows] = []
         for begin in range(0, len(keys), LOOKUP_SLICE):
-            rows = blocks.find(keys[begin : begin + LOOKUP_SLICE])
-            end = int(np.argmax(rows < 0)) if rows.min() < 0 else len(rows)
-            found.append(rows[:end])
-            if end < len(rows):
+            part = keys[begin : begin + LOOKUP_SLICE]
+            found.append(blocks.leading(part))
+            if len(found[-1]) < len(part):
                 break
         rows = np.concatenate(found) if found else np.zeros(0, dtype=np.intp)
         blocks.used[rows] = blocks.clock

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
 from epp.prefixcache.precise.blocks import Blocks, Plane, different
 from epp.prefixcache.precise.copies import Copies
-from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys
+from epp.prefixcache.precise.hashing import BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
 from epp.prefixcache.precise.lookup import Rows
-from epp.prefixcache.precise.stores import cut, engine_hashes, hashes_of, resolve, well_formed
+from epp.prefixcache.precise.stores import MOST_OF_EVENT, cut, engine_hashes, hashes_of, resolve, well_formed
 from epp.prefixcache.precise.tiers import RESTORED, Tiers
 
 MAX_BLOCK_SIZES = 8
@@ -146,7 +146,7 @@ class Ingestion:
         if (
             size in self.block_sizes
             and min(lengths) > 0
-            and max(lengths) <= CHUNK
+            and max(lengths) <= MOST_OF_EVENT
             and all([event.block_size == size and not event.extras for event in events])  # noqa: C419 (half the time)
             and [len(event.token_ids) for event in events] == [length * size * _TOKEN_BYTES for length in lengths]
         ):
@@ -173,7 +173,7 @@ class Ingestion:
                 for part in cut(event):
                     group[0].append(owner)
                     group[1].append(part)
-                    if len(part.block_hashes) >= CHUNK:
+                    if len(part.block_hashes) >= MOST_OF_EVENT:
                         self._store(*group)
                         by_size[event.block_size] = group = ([], [])
             else:

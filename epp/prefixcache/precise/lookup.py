@@ -61,7 +61,7 @@ class Aim(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Slots for new numbers. Those at `lost` share theirs with another one, or their sets are full."""
+    """Slots for new numbers. Those at `lost` share theirs with a later one, or, if `full`, have none in their sets."""
 
     slots: Rows
     bits: NDArray[np.uint8]
@@ -69,6 +69,7 @@ class Plan(NamedTuple):
     sets: Rows
     marks: NDArray[np.uint8]
     lost: Rows
+    full: bool
 
 
 class Lookup:
@@ -101,43 +102,32 @@ class Lookup:
 
     def find(self, numbers: Numbers, *, second: bool = False) -> Rows:
         """The value of each number, -1 where there is none of this kind."""
-        found = np.full(len(numbers), -1, dtype=np.intp)
-        mixed = _mix(numbers)
-        marks = _fingerprints(mixed)
-        sets = self._set(mixed)
-        self._probe(self._marks.take(sets), sets, marks, numbers, found, 0 if second else len(numbers))
-        rest = np.flatnonzero(found < 0)
-        if len(rest):
-            later = np.full(len(rest), -1, dtype=np.intp)
-            some = numbers.take(rest)
-            mixed = mixed.take(rest)
-            firsts = 0 if second else len(rest)
-            sets = self._set(mixed >> _SECOND)
-            self._probe(self._marks.take(sets), sets, marks.take(rest), some, later, firsts)
-            if self._overflow:
-                self._find_overflow(mixed, some, later, firsts)
-            found[rest] = later
-        return found
+        return self._aim(numbers, 0 if second else len(numbers)).found
 
     def aim(self, numbers: Numbers, firsts: int) -> Aim:
         """Look for numbers of which most are new: `found`, and where to put those that are. Room is reserved.
 
         The first `firsts` are of the first kind, the others of the second.
         """
-        count = len(numbers)
-        self.reserve(count)
-        hashes = np.empty((2, count), dtype=np.uint64)
-        mixed = _mix(numbers, hashes[0])
-        np.right_shift(mixed, _SECOND, out=hashes[1])
-        sets = self._set(hashes)
-        marks = _fingerprints(mixed)
-        words = self._marks.take(sets)
-        found = np.full((2, count), -1, dtype=np.intp)
+        self.reserve(len(numbers))
+        return self._aim(numbers, firsts)
+
+    def _aim(self, numbers: Numbers, firsts: int) -> Aim:
+        hashes, sets, marks, words = self._look(numbers)
+        found = np.full((2, len(numbers)), -1, dtype=np.intp)
         self._probe(words, sets, marks, numbers, found, firsts)
         best = np.maximum(found[0], found[1])
         if self._overflow:
-            self._find_overflow(mixed, numbers, best, firsts)
+            self._find_overflow(hashes[0], numbers, best, firsts)
         return Aim(best, numbers, hashes, sets, marks, words)
+
+    def _look(self, numbers: Numbers) -> tuple[Numbers, Rows, Numbers, Numbers]:
+        """Hashes, both sets, fingerprints, and what is in the sets."""
+        hashes = np.empty((2, len(numbers)), dtype=np.uint64)
+        mixed = _mix(numbers, hashes[0])
+        np.right_shift(mixed, _SECOND, out=hashes[1])
+        sets = self._set(hashes)
+        return hashes, sets, _fingerprints(mixed), self._marks.take(sets)
 
     def plan(self, aim: Aim, chosen: Rows | None = None) -> Plan | None:
         """Slots for all that was aimed at, or those at `chosen`, all of which are new.
@@ -149,49 +139,58 @@ class Lookup:
             numbers, marks = numbers.take(chosen), marks.take(chosen)
             hashes, words = hashes.take(chosen, axis=1), words.take(chosen, axis=1)
             sets = sets.take(chosen, axis=1)
+        plan, winner = self._plan(hashes, sets, marks, words)
+        if len(plan.lost):
+            # Equal numbers want the same slot.
+            losers = numbers.take(plan.lost)
+            if len(set(losers.tolist())) < len(losers):
+                return None
+            beaten = winner.take(plan.lost)
+            if ((numbers.take(beaten) == losers) & (beaten != plan.lost)).any():
+                return None
+        return plan
+
+    def _plan(self, hashes: Numbers, sets: Rows, marks: Numbers, words: Numbers) -> tuple[Plan, NDArray[np.uint32]]:
+        """Slots, and for each number which of them has its slot."""
         free, slots, bits = self._choose(hashes, sets, words)
         order = np.arange(len(slots), dtype=np.uint32)
         # The rows of free slots are nobody's: of those that want one slot the last leaves its number there.
         fits = free != 0
-        if fits.all():
-            self._rows[slots] = order
-            winner = self._rows.take(slots)
-            lost = np.flatnonzero(winner != order)
-        else:
+        full = not fits.all()
+        if full:
             self._rows[slots[fits]] = order[fits]
             winner = np.where(fits, self._rows.take(slots), order)
             lost = np.flatnonzero((winner != order) | ~fits)
-        if len(lost):
-            # Equal numbers want the same slot.
-            losers = numbers.take(lost)
-            if len(set(losers.tolist())) < len(lost):
-                return None
-            beaten = winner.take(lost)
-            if ((numbers.take(beaten) == losers) & (beaten != lost)).any():
-                return None
-        return Plan(slots, bits, hashes, sets, marks.astype(np.uint8), lost)
+        else:
+            self._rows[slots] = order
+            winner = self._rows.take(slots)
+            lost = np.flatnonzero(winner != order)
+        return Plan(slots, bits, hashes, sets, marks.astype(np.uint8), lost, full), winner
 
     def commit(self, plan: Plan, values: Rows) -> None:
         """Insert what was planned, whose `names()` are set. Nothing has been inserted in between."""
         self.count += len(values)
         small = values.astype(np.uint32)
-        slots, bits, hashes, sets, marks, lost = plan
-        if len(lost):
+        slots, bits, hashes, sets, marks, lost, full = plan
+        won: slice | NDArray[np.bool_] = slice(None)  # of those that share a slot the last one leaves its data there
+        if full:
             won = np.ones(len(slots), dtype=np.bool_)
             won[lost] = False
-            self._fill(slots[won], marks[won], bits[won], small[won])
+        where = slots[won]
+        self._rows[where] = small[won]
+        self._marks.view(np.uint8)[where] = marks[won]
+        self._next_bits[where] = bits[won]
+        if len(lost):
             self._settle(hashes.take(lost, axis=1), sets.take(lost, axis=1), marks[lost], small[lost])
-        else:
-            self._fill(slots, marks, bits, small)
 
     def reserve(self, count: int) -> None:
         """Make room for so many more."""
         wanted = min(self._most, math.ceil((self.count + count) / (WAYS * LOAD)))
+        if self._frontier.due(wanted):
+            by_set: list[NDArray[Any]] = [self._marks, self._rows.reshape(-1, WAYS), self._next_bits.reshape(-1, WAYS)]
+            self._frontier.advance(wanted, by_set, self._most)
         while (more := wanted - self._base - self._split) > 0:
             self._split_sets(min(more, self._base - self._split))
-        if self._frontier.due(self._base + self._split):
-            by_set: list[NDArray[Any]] = [self._marks, self._rows.reshape(-1, WAYS), self._next_bits.reshape(-1, WAYS)]
-            self._frontier.advance(self._base + self._split, by_set)
         if self._overflow and self._base + self._split >= self._retry_at:
             self._retry_at = (self._base + self._split) * 17 // 16
             again = np.fromiter(self._overflow.values(), dtype=np.intp, count=len(self._overflow))
@@ -203,11 +202,8 @@ class Lookup:
     def insert(self, numbers: Numbers, values: Rows) -> None:
         """Add numbers that are not held, each once of its kind, whose `names()` are set."""
         self.reserve(len(numbers))
-        self.count += len(values)
-        hashes = np.empty((2, len(numbers)), dtype=np.uint64)
-        np.right_shift(_mix(numbers, hashes[0]), _SECOND, out=hashes[1])
-        marks = _fingerprints(hashes[0]).astype(np.uint8)
-        self._settle(hashes, self._set(hashes), marks, values.astype(np.uint32))
+        plan, _ = self._plan(*self._look(numbers))
+        self.commit(plan, values)
 
     def remove(self, numbers: Numbers, values: Rows) -> None:
         """Take out numbers that are held, each once of its kind, with the values they have."""
@@ -281,26 +277,25 @@ class Lookup:
         slots += _lowest_byte(best)
         return best, slots, self._remembered(np.where(second, hashes[1], hashes[0]), slots)
 
-    def _fill(self, slots: Rows, marks: NDArray[np.uint8], bits: NDArray[np.uint8], values: NDArray[np.uint32]) -> None:
-        self._rows[slots] = values
-        self._marks.view(np.uint8)[slots] = marks
-        self._next_bits[slots] = bits
-
     def _settle(self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], values: NDArray[np.uint32]) -> None:
-        """Put distinct numbers where there is room, those that want the same slot one after the other."""
-        while len(values):
-            free, slots, bits = self._choose(hashes, sets, self._marks.take(sets))
-            fits = free != 0
-            if not fits.all():
-                self._spill(values[~fits])
-                hashes, sets = hashes[:, fits], sets[:, fits]
-                slots, bits, marks, values = slots[fits], bits[fits], marks[fits], values[fits]
-            self._rows[slots] = values
-            won = self._rows.take(slots) == values
-            self._fill(slots[won], marks[won], bits[won], values[won])
-            lost = np.flatnonzero(~won)
-            hashes, sets = hashes.take(lost, axis=1), sets.take(lost, axis=1)
-            marks, values = marks[lost], values[lost]
+        """Put distinct numbers where there is room, one after the other. They are few: they want slots of others."""
+        flat = self._marks.view(np.uint8)
+        slots, seconds = [], []
+        for first, second, mark in zip(*sets.tolist(), marks.tolist(), strict=True):
+            one, two = (flat[at * WAYS : (at + 1) * WAYS].tobytes() for at in (first, second))
+            better = two.count(0) > one.count(0)
+            free = (two if better else one).find(0)
+            slots.append((second if better else first) * WAYS + free if free >= 0 else -1)
+            seconds.append(better)
+            if free >= 0:
+                flat[slots[-1]] = mark
+        where = np.array(slots, dtype=np.intp)
+        fits = where >= 0
+        if not fits.all():
+            self._spill(values[~fits])
+            where, values, hashes, seconds = where[fits], values[fits], hashes[:, fits], np.array(seconds)[fits]
+        self._rows[where] = values
+        self._next_bits[where] = self._remembered(np.where(seconds, hashes[1], hashes[0]), where)
 
     def _spill(self, values: NDArray[np.uint32]) -> None:
         numbers = self._names().take(values)

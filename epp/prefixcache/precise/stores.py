@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.kvevents.events import BlockStored
-from epp.prefixcache.precise.hashing import CHUNK, BlockHasher, Keys, Runs, add_extras, extra_digest
+from epp.prefixcache.precise.hashing import BlockHasher, Keys, Runs, add_extras, extra_digest
+
+MOST_OF_EVENT = 1024
+"""Blocks of one event that are handled in one go: as many as the smallest index holds."""
 
 _ONE = np.uint64(1)
 
@@ -133,7 +136,7 @@ def well_formed(event: BlockStored) -> bool:
     return size > 0 and len(event.token_ids) == count * size * 4 and len(event.extras) in {0, count}
 
 
-def cut(event: BlockStored, most: int = CHUNK) -> list[BlockStored]:
+def cut(event: BlockStored, most: int = MOST_OF_EVENT) -> list[BlockStored]:
     """The same blocks in events of at most `most`."""
     count = len(event.block_hashes)
     if count <= most:

@@ -13,6 +13,7 @@ import pytest
 from epp.api import MediaFeature
 from epp.kvevents.decoding import Decoder
 from epp.kvevents.events import AllBlocksCleared, BlockExtras, BlockRemoved, BlockStored
+from epp.prefixcache.precise.blocks import Blocks
 from epp.prefixcache.precise.hashing import MOST_CHAINED, BlockHasher
 from epp.prefixcache.precise.index import SWEEP_ROWS, PreciseIndex
 from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZES
@@ -429,3 +430,30 @@ def test_the_table_keeps_what_does_not_fit_into_its_sets() -> None:
     assert (found[1::2] == rows[1::2]).all()
     with pytest.raises(ValueError, match="at most"):
         Lookup(1 << 40, lambda: names)
+
+
+def test_an_expected_row_beyond_the_last_one_is_not_taken() -> None:
+    blocks = Blocks(1 << 24, 1024)
+    keys = np.arange(1000, 1064, dtype=np.uint64)
+    blocks.upsert(np.arange(1, 1023 - 63 + 1, dtype=np.uint64), None)
+    blocks.upsert(keys[16:], None)
+    blocks.upsert(keys[1:15], None)
+    blocks.upsert(keys[[0, 15]], None)  # the last but one row, and the last one: 15 blocks on, expected beyond the end
+    rows = blocks.leading(keys)
+    assert (blocks.key[rows] == keys).all()
+
+
+def test_a_prompt_is_looked_up_as_far_as_it_is_known() -> None:
+    blocks = Blocks(1 << 24, 1 << 20)
+    rng = np.random.default_rng(3)
+    keys = rng.integers(1, 1 << 63, 1000, dtype=np.uint64)
+    rows = blocks.upsert(keys[rng.permutation(1000)], None)
+    assert len(rows) == 1000
+    for known in (0, 1, 15, 16, 17, 63, 64, 65, 500, 999, 1000):
+        asked = keys.copy()
+        asked[known:] += np.uint64(1)
+        found = blocks.leading(asked)
+        assert (blocks.key[found] == keys[:known]).all()
+        asked = keys.copy()
+        asked[known : known + 1] += np.uint64(1)  # what comes after it does not count
+        assert len(blocks.leading(asked)) == known
