@@ -219,6 +219,58 @@ async def test_a_dead_replay_port_delays_only_for_its_patience(stage: Any) -> No
     assert _state(receiver).status in ("live", "catching-up")
 
 
+async def test_after_a_replay_there_is_a_pause(stage: Any) -> None:
+    server = stage.server()
+    receiver = await stage.follow(server, replay_cooldown=60.0)
+    asked = len(server.requests)
+    for number in (1, 3, 5):
+        server.publish(store=[number], lost=True)
+        server.publish(store=[number + 1])
+        await stage.until(lambda last=number + 1: last in stage.ledger.held.get(_ENDPOINT, ()))
+    assert len(server.requests) <= asked + 1
+    assert _state(receiver).lost >= 2  # what no replay may bring yet
+
+
+class Source:
+    """Something that is always there to be read; each step takes so long by the receiver's clock."""
+
+    def __init__(self, clock: list[float], cost: float) -> None:
+        self.spent = 0.0
+        self._clock, self._cost = clock, cost
+
+    def step(self) -> bool:
+        self._clock[0] += self._cost
+        self.spent += self._cost
+        return True
+
+    def signalled(self) -> None:
+        return
+
+    def tick(self, now: float) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+async def test_whoever_costs_more_has_fewer_turns(stage: Any) -> None:
+    """A message that takes 5 ms is paid for: in the same time the others are read as long."""
+    now = [0.0]
+    receiver = KVEventReceiver(stage.ledger, clock=lambda: now[0], wall_clock=time.time)
+    receiver.start()
+    heavy, light = Source(now, 0.005), Source(now, 0.00001)
+    try:
+        receiver.wake(heavy)
+        receiver.wake(light)
+        async with asyncio.timeout(60):
+            while now[0] < 1.0:
+                await asyncio.sleep(0)
+    finally:
+        receiver.stop()
+    assert 0.4 < heavy.spent < 0.6
+    assert 0.4 < light.spent < 0.6
+
+
 async def test_a_connection_that_was_away_is_checked(stage: Any) -> None:
     server = stage.server()
     receiver = await stage.follow(server)

@@ -227,6 +227,10 @@ def test_predictions_are_compared_with_what_servers_report(
     assert (recent[1].predicted, recent[1].actual) == (48, 0)
     assert (producer.check.compared, producer.check.exact) == (71, 1)
     assert sum("predicted wrongly" in record.message for record in caplog.records) == 1
+    source = metrics.source("prefix_prediction_error_tokens")
+    assert source is not None
+    ((_, errors),) = source.children()
+    assert (errors.count, errors.sum) == (71, 70 * 48)  # type: ignore[union-attr]
     for usage, served in ((Usage(), pod(1)), (Usage(cached_tokens=3), pod(2))):
         made = ask(ids(4))
         producer.on_picked(made, picked(table, look(producer, made), decode=1))
