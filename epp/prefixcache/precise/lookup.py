@@ -290,12 +290,13 @@ class Lookup:
             if free >= 0:
                 flat[slots[-1]] = mark
         where = np.array(slots, dtype=np.intp)
+        chosen = np.where(seconds, hashes[1], hashes[0])
         fits = where >= 0
         if not fits.all():
             self._spill(values[~fits])
-            where, values, hashes, seconds = where[fits], values[fits], hashes[:, fits], np.array(seconds)[fits]
+            where, values, chosen = where[fits], values[fits], chosen[fits]
         self._rows[where] = values
-        self._next_bits[where] = self._remembered(np.where(seconds, hashes[1], hashes[0]), where)
+        self._next_bits[where] = self._remembered(chosen, where)
 
     def _spill(self, values: NDArray[np.uint32]) -> None:
         numbers = self._names().take(values)
