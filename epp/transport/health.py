@@ -22,7 +22,7 @@ READINESS = "readiness"
 POOL = "inference-extension"
 EXT_PROC = "envoy.service.ext_proc.v3.ExternalProcessor"
 SERVICES = ("", LIVENESS, READINESS, POOL, EXT_PROC)
-"""Names that `List` shows, and that `Check` knows in every mode."""
+"""Names that there are; `POOL` only without leader election, as in llm-d-router."""
 
 _WITH_PLUGINS = ("", READINESS, EXT_PROC)  # single-replica charts probe POOL, which does not wait for plugins
 _WITH_LEADER = ("", READINESS, EXT_PROC)

@@ -36,8 +36,8 @@ def test_an_exact_rule_wins_over_one_for_all_whatever_its_age() -> None:
 
 def test_then_the_oldest_object_then_the_first_rule() -> None:
     made = table(
-        rewrite("b", (("m",), "young"), created="2026-01-02T00:00:00Z"),
-        rewrite("a", (("m", "n"), "old"), (("m",), "second"), created="2026-01-01T00:00:00Z"),
+        rewrite("a", (("m",), "young"), created="2026-01-02T00:00:00Z"),
+        rewrite("b", (("m", "n"), "old"), (("m",), "second"), created="2026-01-01T00:00:00Z"),
         rewrite("c", ((), "z"), created="2026-01-03T00:00:00Z"),
         rewrite("d", ((), "y"), created="2026-01-03T00:00:00Z"),
     )
