@@ -19,6 +19,7 @@ import yaml
 
 from epp.api.errors import ConfigError
 from epp.cli.declarations_schema import ModelRewrite, Objective
+from epp.datalayer.bounded_yaml import BoundedLoader
 from epp.director.objectives import ObjectiveTable
 from epp.director.rewrites import Rewrite, RewriteTable
 from epp.kubernetes.declarations import InferenceModelRewrite, InferenceObjective, priorities
@@ -101,7 +102,7 @@ def parse(content: bytes) -> tuple[list[InferenceObjective], list[Rewrite]]:
     rewrites: list[Rewrite] = []
     named: set[tuple[str, str]] = set()
     try:
-        documents: Iterable[Any] = list(yaml.safe_load_all(content))
+        documents: Iterable[Any] = list(yaml.load_all(content, Loader=BoundedLoader))  # a safe loader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None
     for number, document in enumerate(document for document in documents if document is not None):
@@ -116,7 +117,10 @@ def parse(content: bytes) -> tuple[list[InferenceObjective], list[Rewrite]]:
                 rewrite = msgspec.convert(document, InferenceModelRewrite).rewrite
                 rewrites.append(msgspec.structs.replace(rewrite, created=created))
             else:
-                raise ValueError(f"kind is {kind!r}: InferenceObjective and InferenceModelRewrite are known")
+                told = (
+                    repr(kind[:80]) if isinstance(kind, str) else "None" if kind is None else f"a {type(kind).__name__}"
+                )
+                raise ValueError(f"kind is {told}: InferenceObjective and InferenceModelRewrite are known")
             if (kind, name) in named:
                 raise ValueError(f"{kind} {name} is there twice")
             named.add((kind, name))

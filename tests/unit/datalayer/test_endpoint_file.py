@@ -113,3 +113,26 @@ def test_a_full_file_is_read() -> None:
     ]
     good, bad = parse_endpoint_file(b"endpoints:\n" + "\n".join(lines).encode())
     assert (len(good), bad) == (4999, [])
+
+
+def test_a_few_lines_that_stand_for_a_billion_elements_are_a_bad_entry_or_a_bad_file() -> None:
+    """Aliases of aliases: in a message they would be written out, and the picker would stand still."""
+    aliases = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    aliases += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9)]
+    for field in ("name", "namespace", "address", "port", "labels", "rank"):
+        entry = {"name": "p", "address": "10.0.0.1", "port": "'8000'", field: "*a8"}
+        text = "\n".join(aliases) + "\nendpoints:\n- {" + ", ".join(f"{k}: {v}" for k, v in entry.items()) + "}\n"
+        good, (bad,) = parse_endpoint_file(text.encode())
+        assert not good
+        assert bad.reason.startswith(f"{field} is a list")
+    merges = ["a0: &a0 {x: '1'}"]
+    merges += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    with pytest.raises(EndpointFileError, match="merge keys add more than 100000 entries"):
+        parse_endpoint_file(("\n".join(merges) + "\nendpoints: []\n").encode())
+
+
+def test_merge_keys_are_fine() -> None:
+    text = "common: &common {a: '1', b: '2'}\nendpoints:\n"
+    text += "- {name: p, address: 10.0.0.1, port: 8000, labels: {<<: *common, b: '3'}}\n"
+    ((entry,), bad) = parse_endpoint_file(text.encode())
+    assert (entry.labels, bad) == ({"a": "1", "b": "3"}, [])
