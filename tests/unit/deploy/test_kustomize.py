@@ -52,6 +52,12 @@ def test_components_combine(name: str, build: Callable[..., Any], check: Callabl
     assert options.ha_enable_leader_election == ("leader-election" in SETS[name])
     assert options.metrics_endpoint_auth == ("metrics-auth" in SETS[name])
     assert bool(options.endpoint_selector) == ("without-pool" in SETS[name])
+    rules = [rule for role in [*release.all("Role"), *release.all("ClusterRole")] for rule in role["rules"]]
+    granted = {resource: set(rule["verbs"]) for rule in rules for resource in rule.get("resources", [])}
+    lease = {"get", "create", "update"} if options.ha_enable_leader_election else None
+    assert granted.get("leases") == lease
+    reviews = {"create"} if options.metrics_endpoint_auth else None
+    assert (granted.get("tokenreviews"), granted.get("subjectaccessreviews")) == (reviews, reviews)
 
 
 def test_names_follow_a_prefix(build: Callable[..., Any]) -> None:
