@@ -27,6 +27,7 @@ _NEIGHBOURS = np.arange(_RUN)
 _STRIDE = 16
 _OFFSETS = np.arange(_STRIDE)
 _AHEAD = 1 << 18  # rows whose pages are made ready at a time: 20 bytes each and 8 per word of holders
+_LEAST = 4096  # rows reserved: room for the blocks of a call, and for aliases of all of them
 _GOLDEN = 0.6180339887498949
 
 
@@ -39,7 +40,7 @@ class Blocks:
     def __init__(self, max_bytes: int, max_blocks: int) -> None:
         self.max_bytes = max_bytes
         self.max_blocks = max_blocks
-        self._reserved = max(1024, min(max_blocks, int(max_bytes / (_FIXED_BYTES + _WORD_BYTES))))
+        self._reserved = max(_LEAST, min(max_blocks, int(max_bytes / (_FIXED_BYTES + _WORD_BYTES))))
         self.evicted = 0
         self.clock = 1
         self.all_new = False
@@ -248,7 +249,10 @@ class Blocks:
     def evict_surplus(self, most: int) -> int:
         """Evict up to `most` rows beyond the capacity; returns how many that were."""
         surplus = min(most, self.count - self.capacity)
-        return self._evict(surplus) if surplus > 0 else 0
+        if surplus <= 0:
+            return 0
+        self.clock += 1  # nobody's call is under way
+        return self._evict(surplus)
 
     def _allocate(self, count: int) -> Rows:
         room = self.capacity - self.count
@@ -270,6 +274,8 @@ class Blocks:
 
     def _evict(self, count: int) -> int:
         """Forget `count` of the least recently used rows, of a sample spread over all."""
+        if not self.high:
+            return 0
         places = -(-self.high // _RUN)
         runs = min(places, -(-count * _SAMPLE // _RUN))
         self._hand = (self._hand + _GOLDEN) % 1.0
@@ -311,11 +317,14 @@ class Blocks:
 
 
 def _distinct(numbers: Numbers) -> tuple[Numbers, Rows, Rows | None]:
-    """The distinct numbers, where each occurs first, and for each number which of them it is (None: all differ)."""
+    """The distinct numbers in their order, where each occurs first, and which of them each is (None: all differ)."""
     if not _repeats(numbers):
         return numbers, np.arange(len(numbers)), None
     distinct, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    return distinct, first, inverse
+    order = np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    return distinct[order], first[order], place[inverse]
 
 
 def _known(rows: Rows) -> Rows:

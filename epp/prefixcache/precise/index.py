@@ -135,9 +135,9 @@ class PreciseIndex:
         """The endpoint will soon hold these blocks; believed until `deadline` (seconds of the caller's clock)."""
         if not len(keys):
             return
-        self.blocks.clock += 1
         lane = self.lanes.assign(endpoint)
         for begin in range(0, len(keys), SLICE):
+            self.blocks.clock += 1
             rows = self.blocks.upsert(keys[begin : begin + SLICE], None)
             self._ingestion.hold((self.tiers.number(SPECULATIVE), 0), lane, rows)
         self.speculation.add(Record(deadline, lane, keys))

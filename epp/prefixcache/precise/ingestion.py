@@ -28,7 +28,7 @@ MAX_ADAPTERS = 65536
 MAX_GROUPS = 16
 MAX_BLOCK_SIZE = 1 << 16
 MOST_AT_ONCE = 4096
-"""Blocks handled in one go; a caller who wants shorter calls gives less."""
+"""Blocks handled in one go; a caller who wants shorter calls gives less. Indexes that small take fewer."""
 
 _WORD_SHIFT = WORD.bit_length() - 1
 _ONE = np.uint64(1)
@@ -84,6 +84,7 @@ class Ingestion:
         owners: list[str] = []
         pending: list[BlockStored | BlockRemoved] = []
         size = 0
+        most = MOST_AT_ONCE if self._blocks.capacity >= 2 * MOST_AT_ONCE else MOST_OF_EVENT
         for endpoint, events in batches:
             for event in events:
                 if isinstance(event, AllBlocksCleared):
@@ -91,12 +92,12 @@ class Ingestion:
                     owners, pending, size = [], [], 0
                     self._clear(endpoint)
                     continue
+                size += len(event.block_hashes)
+                if size > most and pending:
+                    self._flush(owners, pending)
+                    owners, pending, size = [], [], len(event.block_hashes)
                 owners.append(endpoint)
                 pending.append(event)
-                size += len(event.block_hashes)
-                if size >= MOST_AT_ONCE:
-                    self._flush(owners, pending)
-                    owners, pending, size = [], [], 0
         self._flush(owners, pending)
 
     def accepts(self, block_size: int) -> bool:

@@ -14,7 +14,7 @@ from epp.kvevents.events import BlockStored
 from epp.prefixcache.precise.hashing import BlockHasher, Keys, Runs, add_extras, extra_digest
 
 MOST_OF_EVENT = 1024
-"""Blocks of one event that are handled in one go: as many as the smallest index holds."""
+"""Blocks of one event that are handled in one go: as many as the smallest index has room for."""
 
 _ONE = np.uint64(1)
 

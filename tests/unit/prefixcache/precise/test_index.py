@@ -457,3 +457,25 @@ def test_a_prompt_is_looked_up_as_far_as_it_is_known() -> None:
         asked = keys.copy()
         asked[known : known + 1] += np.uint64(1)  # what comes after it does not count
         assert len(blocks.leading(asked)) == known
+
+
+@pytest.mark.parametrize("most", [1, 500, 1500, 5000])
+def test_an_index_smaller_than_what_comes_at_once(most: int) -> None:
+    index = PreciseIndex(1 << 24, max_blocks=most)
+    for start in (1, 1 << 40):  # engines that hash at random: the second one's hashes need rows of their own
+        events = [stored(tokens(16, n), start + n * 16) for n in range(512)]
+        for endpoint in (A, B):
+            index.apply_many([(endpoint, events)])
+        index.speculate(A, prompt_keys(index.hasher, tokens(3000, 1), SIZE), 1.0)
+        while index.tidy():
+            pass
+        assert 0 < index.blocks.count <= most
+    index.apply(A, [stored(tokens(1, 5), 7)])
+    assert held(index, tokens(1, 5), A) == 1
+
+
+def test_blocks_that_come_from_several_servers_at_once_are_neighbours() -> None:
+    blocks = Blocks(1 << 24, 1 << 20)
+    keys = np.random.default_rng(5).integers(1, 1 << 63, 64, dtype=np.uint64)
+    rows = blocks.upsert(np.tile(keys, 2), np.arange(1, 129, dtype=np.uint64))
+    assert (rows == np.tile(np.arange(64), 2)).all()
