@@ -126,7 +126,11 @@ class SchedulingProfile:
                 guarded.returned_nothing("an array of scores")
                 continue
             try:
-                fits = raw.shape == shape and raw.dtype.kind in _NUMBERS and not isinstance(raw, np.ma.MaskedArray)
+                fits = (
+                    raw.shape == shape
+                    and raw.dtype.kind in _NUMBERS
+                    and (raw.__class__ is np.ndarray or not isinstance(raw, np.ma.MaskedArray))
+                )
             except Exception:
                 fits = False
             if not fits:
