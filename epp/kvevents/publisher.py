@@ -8,6 +8,7 @@ a full rebuild leave the live stream running until their first answer, since the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import zmq
 from zmq.utils.monitor import parse_monitor_message
@@ -18,7 +19,8 @@ from epp.kvevents.replay import END, ReplayConversation, ReplayPlan, read_answer
 from epp.kvevents.sequence import SequenceTracker, Step
 from epp.kvevents.settings import Publisher, PublisherState
 
-_MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+_RETRIES = zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECT_DELAYED
+_MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | _RETRIES
 _MONITORS_AT_ONCE = 64
 
 
@@ -41,6 +43,7 @@ class Subscription:
         self._refill = False  # what is to be repaired is another rank's doing
         self._failures = 0
         self._replay_at = 0.0
+        self._dropped_at: float | None = None  # the connection ended, and ZMQ has not tried again since
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
 
@@ -114,6 +117,8 @@ class Subscription:
     def tick(self, now: float) -> None:
         """Time limits, and the repair of what is damaged. Call it once a second or so."""
         plan = self._plan
+        if self._dropped_at is not None and now - self._dropped_at >= self._host.settings.reconnect_limit:
+            self._connect_again(now)
         if plan is None:
             connected = self.state.connected_since is not None
             if self._damaged and self.state.replay_address and connected and now >= self._replay_at:
@@ -361,8 +366,20 @@ class Subscription:
             event = parse_monitor_message(frames)["event"]
             if event == zmq.Event.DISCONNECTED:
                 self.state.connected_since = None
+                self._dropped_at = self._host.clock()
             elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._dropped_at = None
                 self._connected()
+            elif event & _RETRIES:
+                self._dropped_at = None
+
+    def _connect_again(self, now: float) -> None:
+        """ZMQ gives up for ever on who breaks its protocol or sends too long a message; a server may do better now."""
+        self._dropped_at = now
+        if self._socket is not None:
+            with suppress(zmq.ZMQError):  # it may have forgotten the address already
+                self._socket.disconnect(self.state.address)
+            self._socket.connect(self.state.address)
 
     def _connected(self) -> None:
         state = self.state

@@ -44,6 +44,9 @@ class MemorySocket:
     def connect(self, address: str) -> None:
         return
 
+    def disconnect(self, address: str) -> None:
+        return
+
     def recv_multipart(self, flags: int) -> list[bytes]:
         if not self.queue:
             raise zmq.Again

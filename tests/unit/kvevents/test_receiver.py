@@ -219,6 +219,27 @@ async def test_a_dead_replay_port_delays_only_for_its_patience(stage: Any) -> No
     assert _state(receiver).status in ("live", "catching-up")
 
 
+async def test_only_topics_that_are_asked_for(stage: Any) -> None:
+    server = stage.server(replay=False)
+    receiver = await stage.follow(server, topic_filter="kv@10.0.0.1")
+    server.topic = b"kv@10.0.0.2:8000@m"
+    server.publish(store=[1])
+    server.topic = b"kv@10.0.0.1:8000@m"
+    server.publish(store=[2])
+    await stage.until(lambda: stage.ledger.held.get(_ENDPOINT) == {2})
+    assert _state(receiver).gaps == 1  # the one that was not asked for
+
+
+async def test_a_message_that_is_too_long_is_not_even_received(stage: Any) -> None:
+    """ZMQ takes a message in as a whole: its length must be refused before it is there."""
+    server = stage.server(replay=False)
+    receiver = await stage.follow(server, max_message_bytes=10_000, reconnect_limit=0.2)
+    server.send(bytes(1 << 20))
+    await stage.heard(server, receiver)  # on a new connection, though ZMQ gives up on such a publisher
+    assert _state(receiver).bytes < 10_000
+    assert _state(receiver).connections >= 2
+
+
 async def test_after_a_replay_there_is_a_pause(stage: Any) -> None:
     server = stage.server()
     receiver = await stage.follow(server, replay_cooldown=60.0)

@@ -607,6 +607,21 @@ def test_bounds_weights_and_old_names(table: EndpointTable, caplog: pytest.LogCa
     assert producer.produces == (DataKey(PREFIX_CACHE_MATCH, NAME),)
 
 
+@pytest.mark.parametrize(
+    ("events", "topics"),
+    [
+        ({}, "kv@"),
+        ({"engineType": "sglang"}, ""),
+        ({"engineType": "sglang", "topicFilter": "kv@"}, "kv@"),
+        ({"topicFilter": "mine"}, "mine"),
+        ({"topicFilter": ""}, ""),
+    ],
+)
+def test_topics_that_are_asked_for(table: EndpointTable, events: dict[str, Any], topics: str) -> None:
+    producer = make(table, kvEventsConfig=events)
+    assert producer.receiver.settings.topic_filter == topics
+
+
 def test_sizes() -> None:
     assert [size_in_bytes(text) for text in ("2GiB", "2Gi", "500MB", "1.5KiB", 7)] == [
         2 << 30,
