@@ -46,6 +46,7 @@ _FILTER = np.uint64(48)
 _FIRST_BITS = 6
 _FIRST_SETS = 1 << _FIRST_BITS
 _AHEAD = 1 << 16  # sets whose pages are made ready at a time: 3 MiB
+_FEW = 32  # numbers that are put in place one after the other rather than together
 _EPOCH = 4  # bits 4 to 11, 12 to 19, 20 to 27 are remembered together
 
 
@@ -150,7 +151,9 @@ class Lookup:
                 return None
         return plan
 
-    def _plan(self, hashes: Numbers, sets: Rows, marks: Numbers, words: Numbers) -> tuple[Plan, NDArray[np.uint32]]:
+    def _plan(
+        self, hashes: Numbers, sets: Rows, marks: NDArray[Any], words: Numbers
+    ) -> tuple[Plan, NDArray[np.uint32]]:
         """Slots, and for each number which of them has its slot."""
         free, slots, bits = self._choose(hashes, sets, words)
         order = np.arange(len(slots), dtype=np.uint32)
@@ -180,8 +183,15 @@ class Lookup:
         self._rows[where] = small[won]
         self._marks.view(np.uint8)[where] = marks[won]
         self._next_bits[where] = bits[won]
-        if len(lost):
-            self._settle(hashes.take(lost, axis=1), sets.take(lost, axis=1), marks[lost], small[lost])
+        if not len(lost):
+            return
+        hashes, sets, marks = hashes.take(lost, axis=1), sets.take(lost, axis=1), marks[lost]
+        if len(lost) > _FEW and not full:  # of a small table many want the same slots
+            self.count -= len(lost)
+            again, _ = self._plan(hashes, sets, marks, self._marks.take(sets))
+            self.commit(again, values[lost])
+        else:
+            self._settle(hashes, sets, marks, small[lost])
 
     def reserve(self, count: int) -> None:
         """Make room for so many more."""
