@@ -19,7 +19,9 @@ from epp.prefixcache.precise.memory import Frontier, reserve
 Plane = tuple[int, int]
 """Tier number, cache group."""
 
-_FIXED_BYTES = 8 + 8 + 4 + 2 * BYTES_PER_ENTRY
+_COLUMN_BYTES = 8 + 8 + 4
+_FIXED_BYTES = _COLUMN_BYTES + 2 * BYTES_PER_ENTRY
+_FREE_BYTES = 4
 _WORD_BYTES = 8
 _SAMPLE = 8  # rows looked at for each row that is evicted
 _RUN = 16  # neighbours looked at together: they share cache lines
@@ -79,18 +81,19 @@ class Blocks:
 
     @property
     def capacity(self) -> int:
-        """Rows that the bounds allow now. There is room for the holders in a second tier before there is one.
-
-        Rows that have been used keep their memory, so what a full index had to make room for would come on top.
-        """
-        widest = max(map(len, self.planes.values()), default=1)
-        planned = _FIXED_BYTES + _WORD_BYTES * max(self.words, 2 * widest)
-        return max(1, min(self._reserved, self.max_blocks, int(self.max_bytes / planned)))
+        """Rows that the bounds allow now. There is room for the holders in a second tier before there is one."""
+        words, widest = self.words, max(map(len, self.planes.values()), default=1)
+        planned = _FIXED_BYTES + _FREE_BYTES + _WORD_BYTES * max(words, 2 * widest)
+        rows = int(self.max_bytes / planned)
+        if words > 2 * widest:  # the table may have grown when rows were narrower and there were more of them
+            left = self.max_bytes - self._table.size_bytes
+            rows = min(rows, int(left / (_COLUMN_BYTES + _FREE_BYTES + _WORD_BYTES * words)))
+        return max(1, min(self._reserved, self.max_blocks, rows))
 
     @property
     def size_bytes(self) -> int:
         """Memory of the rows that have ever been used since the index was empty, and of the tables."""
-        columns = self.high * (8 + 8 + 4 + _WORD_BYTES * self.words) + 4 * self._spare
+        columns = self.high * (_COLUMN_BYTES + _WORD_BYTES * self.words) + _FREE_BYTES * self._spare
         return columns + self._table.size_bytes
 
     def plane(self, plane: Plane, words: int) -> list[NDArray[np.uint64]]:
@@ -98,7 +101,8 @@ class Blocks:
         columns = self.planes.setdefault(plane, [])
         while len(columns) < words:
             columns.append(reserve(self._reserved, np.uint64))
-            self._frontier.fill(columns[-1:], 0, self._frontier.ready)
+            if self.high <= self.capacity:  # else there is no room before `shrink` has made some
+                self._frontier.fill(columns[-1:], 0, min(self._frontier.ready, self.capacity))
         return columns
 
     def leading(self, keys: Numbers) -> Rows:
@@ -246,13 +250,47 @@ class Blocks:
             canonical = self.by_key(self.key.take(idle))
             self._free_rows(idle[(canonical == idle) | (canonical < 0)])  # aliases stay as long as their block
 
-    def evict_surplus(self, most: int) -> int:
-        """Evict up to `most` rows beyond the capacity; returns how many that were."""
-        surplus = min(most, self.count - self.capacity)
-        if surplus <= 0:
-            return 0
+    def shrink(self, most: int) -> bool:
+        """After rows have become wider: one slice of keeping the bound in bytes. False: nothing is left to do.
+
+        The least recently used rows go, the others move to the places that are allowed still, up to `most` at a time.
+        In the end the memory behind these goes back.
+        """
+        capacity = self.capacity
+        if self.high <= capacity:
+            return False
         self.clock += 1  # nobody's call is under way
-        return self._evict(surplus)
+        begin = max(capacity, self.high - most)
+        self._evict(min(self.high - begin, max(0, self.count - capacity)))
+        if self.high > begin:
+            self._vacate(begin)
+        if self.high <= capacity:
+            columns = [column for words in self.planes.values() for column in words]
+            self._frontier.release([self.key, self.engine, self.used, *columns], capacity)
+            self._frontier.fill(columns, 0, capacity)
+        return True
+
+    def _vacate(self, begin: int) -> None:
+        """No row from here on is in use any more."""
+        free = self._free[: self._spare]
+        allowed = free[free < begin]
+        rows = np.flatnonzero(self.key[begin : self.high]) + begin
+        moved, places = rows[: len(allowed)], allowed[-len(rows) :].astype(np.intp) if len(rows) else rows
+        keys, hashes = self.key.take(moved), self.engine.take(moved)
+        canonical, named = np.flatnonzero(self.by_key(keys) == moved), np.flatnonzero(hashes)
+        names = np.concatenate((keys.take(canonical), hashes.take(named)))
+        self._table.remove(names, np.concatenate((moved[canonical], moved[named] + self._reserved)))
+        columns = [column for words in self.planes.values() for column in words]
+        for column in (self.key, self.engine, self.used, *columns):
+            column[places] = column.take(moved)
+            column[moved] = 0
+        self._table.insert(names, np.concatenate((places[canonical], places[named] + self._reserved)))
+        self._spare = len(allowed) - len(places)
+        self._free[: self._spare] = allowed[: self._spare]
+        if len(moved) < len(rows):  # a sample had fewer rows to evict than there were to be
+            self._forget(rows[len(moved) :])
+            self._spare -= len(rows) - len(moved)
+        self.high = begin
 
     def _allocate(self, count: int) -> Rows:
         room = self.capacity - self.count
@@ -272,10 +310,10 @@ class Blocks:
             self._frontier.advance(self.high, [self.key, self.engine, self.used, *held], self.capacity)
         return np.concatenate([recycled, fresh]) if taken else fresh
 
-    def _evict(self, count: int) -> int:
+    def _evict(self, count: int) -> None:
         """Forget `count` of the least recently used rows, of a sample spread over all."""
-        if not self.high:
-            return 0
+        if not self.high or not count:
+            return
         places = -(-self.high // _RUN)
         runs = min(places, -(-count * _SAMPLE // _RUN))
         self._hand = (self._hand + _GOLDEN) % 1.0
@@ -288,12 +326,14 @@ class Blocks:
         if len(rows) > count:
             ages = np.uint32(self.clock) - self.used.take(rows)
             rows = rows[np.argpartition(ages, len(ages) - count)[len(ages) - count :]]
+        self._forget(rows)
+
+    def _forget(self, rows: Rows) -> None:
         for words in self.planes.values():
             for column in words:
                 column[rows] = 0
         self.evicted += len(rows)
         self._free_rows(rows)
-        return len(rows)
 
     def _free_rows(self, rows: Rows) -> None:
         mine = rows

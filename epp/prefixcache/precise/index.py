@@ -215,7 +215,7 @@ class PreciseIndex:
             if self._wipe is None and self._sweep_wanted:
                 self._wipe = np.zeros(self.lanes.words, dtype=np.uint64)
             if self._wipe is None:
-                return blocks.evict_surplus(SLICE) > 0
+                return blocks.shrink(SLICE)
             self._sweep_wanted = False
             self._cursor = 0
         # The more cleared lanes wait, the faster the sweep: a server that clears all the time must not use up lanes.

@@ -103,6 +103,17 @@ class Frontier:
         thread.start()
         self._threads.append(thread)
 
+    def release(self, arrays: Sequence[Array], begin: int) -> None:
+        """Give back the memory behind these entries, which nobody uses any more. They are zeros from now on."""
+        if self._stretch is not None:
+            self._stretch.stop()
+        for array in arrays:
+            if self._advise is not None and array.nbytes > SMALL_BYTES:
+                base, size, page = array.ctypes.data, array.strides[0], mmap.PAGESIZE
+                low, high = -(-(base + begin * size) // page) * page, (base + array.nbytes) // page * page
+                if low < high:
+                    self._advise(low, high - low, mmap.MADV_DONTNEED)
+
     def wait(self) -> None:
         """Until what has been asked for is there."""
         if self._stretch is not None:
