@@ -22,10 +22,10 @@ class Telling(epp.EndpointScorer):
         return {"server-0": 1.0, "server-1": 0.5}.get(endpoint.pod or endpoint.name, 0.0)
 
     def on_picked(self, request, result):
-        request.attributes["picked"] = result.target.picked[0].host_port
+        request.attributes[epp.DataKey("picked", self.name)] = result.target.picked[0].host_port
 
     def on_response_headers(self, request, response):
-        response.set_headers["x-test-picked"] = request.attributes["picked"]
+        response.set_headers["x-test-picked"] = request.attributes[epp.DataKey("picked", self.name)]
         response.set_headers["x-conformance-test-served-endpoint"] = response.served
 '''
 CONFIG = """

@@ -10,6 +10,8 @@ first engine's hash, and one *alias* row per further hash: same key, no holders,
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -280,8 +282,9 @@ class Blocks:
         canonical, named = np.flatnonzero(self.by_key(keys) == moved), np.flatnonzero(hashes)
         names = np.concatenate((keys.take(canonical), hashes.take(named)))
         self._table.remove(names, np.concatenate((moved[canonical], moved[named] + self._reserved)))
-        columns = [column for words in self.planes.values() for column in words]
-        for column in (self.key, self.engine, self.used, *columns):
+        columns: list[NDArray[Any]] = [self.key, self.engine, self.used]
+        columns += [column for words in self.planes.values() for column in words]
+        for column in columns:
             column[places] = column.take(moved)
             column[moved] = 0
         self._table.insert(names, np.concatenate((places[canonical], places[named] + self._reserved)))

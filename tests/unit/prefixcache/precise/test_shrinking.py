@@ -1,4 +1,4 @@
-"""An index that is full when its rows become wider: tiers, groups and endpoints that come late cost blocks, not bytes."""
+"""A full index whose rows become wider: tiers, groups and endpoints that come late cost blocks, not bytes."""
 
 from __future__ import annotations
 
