@@ -134,7 +134,7 @@ def _time(index: PreciseIndex, batches: list[list[BlockStored]] | list[list[Bloc
 def _time_many(index: PreciseIndex, batches: list[list[BlockStored]], most: int) -> tuple[float, float]:
     """CPU and wall-clock microseconds per block when a prompt each of many servers goes in one call.
 
-    So the receiver gathers them; a million blocks a second fill its calls. CPU is also the thread's that prepares pages.
+    So the receiver gathers them; a million blocks a second fill its calls. CPU counts the thread that prepares pages.
     """
     prompts = [batch[n : n + 4] for batch in batches for n in range(0, EVENTS, 4)]
     calls = most // (4 * RUN)
