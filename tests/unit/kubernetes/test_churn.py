@@ -14,6 +14,8 @@ import tracemalloc
 from array import array
 from pathlib import Path
 
+import pytest
+
 from epp.api.endpoints import Endpoint, EndpointTable
 from epp.kubernetes.connection import connect
 from epp.kubernetes.pool import PoolWatcher
@@ -73,6 +75,7 @@ def address(number: int) -> str:
     return f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
 
 
+@pytest.mark.timeout(SECONDS + 120)
 async def test_a_thousand_pods_come_and_go(tmp_path: Path) -> None:
     # From the beginning: pods that were made unseen would seem to add memory when others take their place.
     tracemalloc.start()
