@@ -76,6 +76,14 @@ class Blocks:
         """Words of holders per row, over all planes."""
         return sum(map(len, self.planes.values()))
 
+    def _holding(self) -> list[NDArray[np.uint64]]:
+        """The words of all planes."""
+        return [column for words in self.planes.values() for column in words]
+
+    def _columns(self) -> list[NDArray[Any]]:
+        """All that a row has."""
+        return [self.key, self.engine, self.used, *self._holding()]
+
     @property
     def bytes_per_block(self) -> float:
         """What a row costs with the planes there are."""
@@ -227,9 +235,8 @@ class Blocks:
     def holders(self, rows: Rows) -> NDArray[np.bool_]:
         """Whether anybody holds each row."""
         held = np.zeros(len(rows), dtype=np.bool_)
-        for words in self.planes.values():
-            for column in words:
-                held |= column.take(rows) != 0
+        for column in self._holding():
+            held |= column.take(rows) != 0
         return held
 
     def release(self, rows: Rows) -> None:
@@ -267,9 +274,8 @@ class Blocks:
         if self.high > begin:
             self._vacate(begin)
         if self.high <= capacity:
-            columns = [column for words in self.planes.values() for column in words]
-            self._frontier.release([self.key, self.engine, self.used, *columns], capacity)
-            self._frontier.fill(columns, 0, capacity)
+            self._frontier.release(self._columns(), capacity)
+            self._frontier.fill(self._holding(), 0, capacity)
         return True
 
     def _vacate(self, begin: int) -> None:
@@ -282,9 +288,7 @@ class Blocks:
         canonical, named = np.flatnonzero(self.by_key(keys) == moved), np.flatnonzero(hashes)
         names = np.concatenate((keys.take(canonical), hashes.take(named)))
         self._table.remove(names, np.concatenate((moved[canonical], moved[named] + self._reserved)))
-        columns: list[NDArray[Any]] = [self.key, self.engine, self.used]
-        columns += [column for words in self.planes.values() for column in words]
-        for column in columns:
+        for column in self._columns():
             column[places] = column.take(moved)
             column[moved] = 0
         self._table.insert(names, np.concatenate((places[canonical], places[named] + self._reserved)))
@@ -309,8 +313,7 @@ class Blocks:
         fresh = np.arange(self.high, self.high + count - taken)
         self.high += count - taken
         if self._frontier.due(self.high):
-            held = [column for words in self.planes.values() for column in words]
-            self._frontier.advance(self.high, [self.key, self.engine, self.used, *held], self.capacity)
+            self._frontier.advance(self.high, self._columns(), self.capacity)
         return np.concatenate([recycled, fresh]) if taken else fresh
 
     def _evict(self, count: int) -> None:
@@ -332,9 +335,8 @@ class Blocks:
         self._forget(rows)
 
     def _forget(self, rows: Rows) -> None:
-        for words in self.planes.values():
-            for column in words:
-                column[rows] = 0
+        for column in self._holding():
+            column[rows] = 0
         self.evicted += len(rows)
         self._free_rows(rows)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,17 +17,10 @@ from epp.telemetry.exposition import render_now
 from epp.telemetry.labels import MAX_VALUES
 from epp.telemetry.metrics import Registry
 from tests.kubernetes.manifests import ROOT
+from tests.waiting import until
 
 OBJECTIVE = "kind: InferenceObjective\nmetadata: {name: vip, labels: {team: a}}\nspec: {priority: %s}\n"
 REWRITE = "kind: InferenceModelRewrite\nmetadata: {name: canary}\nspec: {rules: [%s]}\n"
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 @pytest.fixture

@@ -11,12 +11,6 @@ from tests.kubernetes.api_server import LEASES, PODS, POOLS, ApiServer, pod, poo
 
 
 @pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer().serving() as made:
-        yield made
-
-
-@pytest.fixture
 async def client(server: ApiServer) -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(server.url) as session:
         yield session

@@ -24,6 +24,7 @@ from epp.kubernetes.connection import ApiConnection, ApiError, connect
 from epp.kubernetes.pool import SelectedPods
 from epp.transport.certificates import self_signed
 from tests.kubernetes.api_server import PODS, ApiServer, pod
+from tests.waiting import until
 
 PODS_PATH = PODS.format("ns")
 
@@ -57,14 +58,6 @@ def in_cluster(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
     return lambda: connect(environment)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 async def names(connection: ApiConnection) -> list[str]:

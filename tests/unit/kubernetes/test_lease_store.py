@@ -5,33 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
-from epp.kubernetes.connection import ApiConnection, connect
+from epp.kubernetes.connection import ApiConnection
 from epp.kubernetes.leader_election import ElectionSettings, LeaderElection, Role
 from epp.kubernetes.lease import Lease, LeaseConflict
 from epp.kubernetes.lease_store import ApiLease, LeaseRefused
 from tests.kubernetes.api_server import LEASES, ApiServer
 
 NOW = datetime(2026, 1, 1, 12, 30, 0, 123456, tzinfo=UTC)
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer().serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def connection(server: ApiServer, tmp_path: Path) -> AsyncIterator[ApiConnection]:
-    (tmp_path / "kubeconfig").write_text(server.kubeconfig())
-    made = await connect({"KUBECONFIG": str(tmp_path / "kubeconfig")})
-    yield made
-    await made.close()
 
 
 def lease(holder: str, version: str = "") -> Lease:

@@ -17,13 +17,7 @@ from epp.kubernetes import reflector
 from epp.kubernetes.connection import ApiConnection, connect
 from epp.kubernetes.pool import PoolWatcher, SelectedPods
 from tests.kubernetes.api_server import PODS, POOLS, ApiServer, pod, pool
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer().serving() as made:
-        yield made
-
+from tests.waiting import until
 
 Follow = Callable[..., Any]
 
@@ -90,14 +84,6 @@ async def bench(server: ApiServer, tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(server, tmp_path)
     yield made
     await made.close()
-
-
-async def until(condition: Callable[[], Any], what: Callable[[], Any] = lambda: "") -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError(what())
 
 
 async def test_objects_in_any_order_become_endpoints(server: ApiServer, bench: Bench) -> None:

@@ -5,30 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 
 import msgspec
 import pytest
 
 from epp.kubernetes import reflector
-from epp.kubernetes.connection import ApiConnection, connect
+from epp.kubernetes.connection import ApiConnection
 from epp.kubernetes.reflector import KubernetesObject, Reflector
 from tests.kubernetes.api_server import PODS, ApiServer, pod
-
-
-@pytest.fixture
-async def server() -> AsyncIterator[ApiServer]:
-    async with ApiServer().serving() as made:
-        yield made
-
-
-@pytest.fixture
-async def connection(server: ApiServer, tmp_path: Path) -> AsyncIterator[ApiConnection]:
-    (tmp_path / "kubeconfig").write_text(server.kubeconfig())
-    made = await connect({"KUBECONFIG": str(tmp_path / "kubeconfig")})
-    yield made
-    await made.close()
+from tests.waiting import until
 
 
 class Names:
@@ -48,14 +34,6 @@ class Names:
 
     def removed(self, obj: KubernetesObject) -> None:
         self.names.discard(obj.metadata.name)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    raise AssertionError("it did not come about")
 
 
 def following(

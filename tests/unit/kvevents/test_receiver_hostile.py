@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.procfs import resident_bytes
 from epp.demo.ports import free_ports
 from epp.kvevents.settings import Publisher
 
@@ -53,11 +53,6 @@ def processes() -> Iterator[Processes]:
 
 def _publisher(ports: tuple[int, int], *, replay: bool = True) -> Publisher:
     return Publisher(f"tcp://127.0.0.1:{ports[0]}", f"tcp://127.0.0.1:{ports[1]}" if replay else None)
-
-
-def _memory() -> int:
-    """Resident bytes now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def test_kill_9_and_a_restart(stage: Any, processes: Processes) -> None:
@@ -120,8 +115,8 @@ async def test_an_endless_flood_harms_nobody(stage: Any, processes: Processes, m
         waits.append(time.monotonic() - sent)
         await asyncio.sleep(0.01)
         if not memory_at_first and time.monotonic() > deadline - 2.0:
-            memory_at_first = _memory()
-    grown = _memory() - memory_at_first
+            memory_at_first = resident_bytes(os.getpid())
+    grown = resident_bytes(os.getpid()) - memory_at_first
 
     # The first few may be sent before the subscription is there; all others arrive, in the middle of the flood.
     await stage.until(lambda: delivered - 1 in stage.ledger.held.get(_GOOD, ()))

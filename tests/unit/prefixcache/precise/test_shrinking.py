@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
-from pathlib import Path
+import os
 
 import numpy as np
 
+from benchmarks.procfs import resident_bytes
 from epp.kvevents.events import BlockRemoved, BlockStored
 from epp.prefixcache.precise.index import PreciseIndex
 from epp.prefixcache.precise.memory import SMALL_BYTES
@@ -54,10 +54,6 @@ def tidied(index: PreciseIndex) -> int:
     while index.tidy():
         slices += 1
     return slices
-
-
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_rows_that_become_wider_stay_within_the_bound() -> None:
@@ -135,10 +131,10 @@ def test_the_memory_goes_back() -> None:
     assert index.blocks.key.nbytes > SMALL_BYTES
     for medium, group in LATE:
         index.apply(C, [stored(count - 1, 2, medium, group)])
-    wide, high = resident_bytes(), index.blocks.high
+    wide, high = resident_bytes(os.getpid()), index.blocks.high
     tidied(index)
     index.blocks._frontier.wait()
     gone = high - index.blocks.high
     assert gone > high // 4
     # The late words of the rows that stay (32 bytes each) are there now; what the rows that went had is not.
-    assert resident_bytes() < wide + 8 * index.blocks.high
+    assert resident_bytes(os.getpid()) < wide + 8 * index.blocks.high
