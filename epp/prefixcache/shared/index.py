@@ -81,6 +81,7 @@ class SharedIndex:
         self._breaker = Breaker(rng)
         self._heard: set[str] = set()
         self._waiting = asyncio.Event()
+        self._writing = False
         self._task: asyncio.Task[None] | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._warned_at: dict[str, float] = {}  # a few texts
@@ -116,6 +117,11 @@ class SharedIndex:
         if not self.settings.read_only:
             self._heard.add(endpoint)
             self.clear(endpoint)
+
+    @property
+    def settled(self) -> bool:
+        """Nothing waits and nothing is on its way: all that it was told is written, or counted as lost."""
+        return not (self._writing or self.pending.stale or len(self.pending))
 
     # Lifecycle
 
@@ -154,8 +160,12 @@ class SharedIndex:
                     asked_at = self._clock()
                 self._is_up(True)
                 self._waiting.clear()
-                while self.pending.stale or len(self.pending):
-                    await self._write_some()
+                while not self.settled:
+                    self._writing = True
+                    try:
+                        await self._write_some()
+                    finally:
+                        self._writing = False
                 failures = 0
             except Exception as error:
                 self.stats.errors += 1
@@ -163,7 +173,7 @@ class SharedIndex:
                     self._is_up(False, error)
                 else:
                     self._say("cannot be used: %s", error)
-                if self.pending.stale or len(self.pending):
+                if not self.settled:
                     self._waiting.set()
                 await asyncio.sleep(pause(failures, self._rng))
                 failures += 1

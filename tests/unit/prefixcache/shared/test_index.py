@@ -47,10 +47,9 @@ async def written(index: SharedIndex, until: Until) -> None:
 
     def done() -> bool:
         assert index.stats.errors == began
-        return not len(index.pending) and not index.pending.bytes
+        return index.settled
 
     await until(done)
-    await asyncio.sleep(0.05)  # the last batch is on its way
 
 
 async def reach(index: SharedIndex, data: bytes, size: int = 16, **more: Any) -> dict[str, int]:
@@ -74,7 +73,7 @@ async def finds_again(index: SharedIndex, data: bytes) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_what_one_learns_the_other_finds(connect: Connect) -> None:
+async def test_what_one_learns_the_other_finds(connect: Connect, until: Until) -> None:
     learns, asks = await connect(), await connect(weights={"cpu": 0.5})
     data = ids(300)
     learns.apply(ONE, [stored(data[: 64 * 200])])
@@ -89,6 +88,7 @@ async def test_what_one_learns_the_other_finds(connect: Connect) -> None:
         {ONE: Reach(10, 10.0), TWO: Reach(7, 3.5)},
     ]
     assert asks.stats.lookups["hit"] >= 1
+    await written(learns, until)
     assert learns.stats.written == 307
 
 
@@ -120,7 +120,7 @@ async def test_removals_find_their_blocks_whoever_wrote_them(connect: Connect, c
     assert client.keys("*") == [f"{prefix('')}sizes".encode()]  # nothing is left behind
 
 
-async def test_parents_are_found_by_who_did_not_write_them(connect: Connect) -> None:
+async def test_parents_are_found_by_who_did_not_write_them(connect: Connect, until: Until) -> None:
     first, second = await connect(), await connect()
     data = ids(6)
     first.apply(ONE, [stored(data[: 64 * 3])])
@@ -128,6 +128,7 @@ async def test_parents_are_found_by_who_did_not_write_them(connect: Connect) -> 
     second.apply(ONE, [stored(data[64 * 3 :], 4, parent=3)])
     second.apply(ONE, [stored(ids(2, 5), 50, parent=77)])
     await finds(second, data, {ONE: 6})
+    await written(second, until)  # the answer to a write comes after others can see it
     assert second.stats.orphans == 2
 
 
@@ -223,11 +224,11 @@ async def test_a_server_that_dies_is_found_again_and_gets_what_waited(
     assert "the local one goes on alone" in caplog.text
     assert await index.lookup({16: [keys_of(ids(3))]}) is None
     assert index.stats.lookups["down"] >= 1
-    assert len(index.pending) == 1
+    assert not index.settled
     await server.start()
     await until(lambda: index.up)
     await finds_again(index, ids(3))
-    assert not len(index.pending)
+    await until(lambda: index.settled)
     assert caplog.text.count("cannot be reached") == 1  # once a minute
 
 
