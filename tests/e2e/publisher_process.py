@@ -28,6 +28,7 @@ def main() -> None:
     pub.set_hwm(100_000 if mode == "steady" else 1000)
     pub.bind(f"tcp://127.0.0.1:{port}")
     router = context.socket(zmq.ROUTER)
+    router.set_hwm(0)  # a whole replay at once, however slowly it is read
     router.bind(f"tcp://127.0.0.1:{replay_port}")
     rng = np.random.default_rng(port)
     kept: list[tuple[bytes, bytes]] = []
