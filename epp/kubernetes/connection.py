@@ -1,7 +1,7 @@
-"""The connection to the API server: whose certificate is believed, who we are, one pool of sockets for everybody.
+"""The connection to the API server: what is asked, by whom, and what came of it.
 
-`epp.kubernetes.kubeconfig` says where the server is and how to sign in. Bodies are read as bytes and decoded by
-`msgspec` where they are used: the models of the package `kubernetes` cost milliseconds per pod.
+`epp.kubernetes.kubeconfig` says where the server is and how to sign in. Everything goes through the aio client of the
+package `kubernetes` (`epp.kubernetes.clients`); bodies stay bytes, which `msgspec` decodes where they are used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from epp.api.errors import ConfigError
-from epp.kubernetes.credentials import Certificate
+from epp.kubernetes.clients import Clients
 from epp.kubernetes.kubeconfig import Access, from_kubeconfig, from_service_account
 
 CALL_SECONDS = 10.0
@@ -25,9 +25,6 @@ CALL_SECONDS = 10.0
 _CONNECT_SECONDS = 5.0
 _MAX_LINE = 16 << 20
 """Bytes of one watch event: objects have at most 1.5 MiB, with room for escapes."""
-_AGENT = "epp"
-_SOCKETS = 100
-"""Each watch holds one for itself; what is asked in between must never wait for one."""
 
 
 class ApiError(Exception):
@@ -41,21 +38,11 @@ class ApiError(Exception):
 class ApiConnection:
     """Made by `connect`; `close` it. Raises `OSError`, `TimeoutError` or `aiohttp.ClientError` when it fails."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, clients: Clients) -> None:
         self._access = access
         self._host = access.server
-        self._believed: tuple[Certificate | None, str] = None, access.authorities.pem()
-        self._tls = access.tls(None)
-        # Per call and not of the session: a session would set them for another server's redirect, too.
-        self._way: dict[str, Any] = {"server_hostname": access.server_name or None, "proxy": access.proxy or None}
+        self._clients = clients
         self._headers = {"Accept": "application/json", **({} if access.compressed else {"Accept-Encoding": "identity"})}
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS)
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_SOCKETS),
-            timeout=timeout,
-            read_bufsize=1 << 18,
-            headers={"User-Agent": _AGENT},
-        )
 
     @property
     def host(self) -> str:
@@ -64,7 +51,7 @@ class ApiConnection:
 
     async def close(self) -> None:
         """Close all sockets."""
-        await self._session.close()
+        await self._clients.close()
 
     async def get(self, path: str, params: Mapping[str, str]) -> bytes:
         """The body of an answer. `ApiError` for a status that is not 200."""
@@ -87,8 +74,7 @@ class ApiConnection:
     async def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Implements `epp.kubernetes.raw_api.RawApi`."""
         timeout = aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=_CONNECT_SECONDS)
-        data = None if body is None else msgspec.json.encode(body)
-        async with self._ask(method, path, data=data, timeout=timeout) as answer:
+        async with self._ask(method, path, body=body, timeout=timeout) as answer:
             said = await answer.read()
             try:
                 document = msgspec.json.decode(said)
@@ -97,27 +83,29 @@ class ApiConnection:
             return answer.status, document if isinstance(document, dict) else {}
 
     @asynccontextmanager
-    async def _ask(self, method: str, path: str, **what: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the client's, with one for each phase
+        params: Mapping[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request, with the credentials and authorities of now. A status of 401 is told to who keeps them."""
         try:
             identity = await self._access.credentials.identity()
-            believed = identity.certificate, self._access.authorities.pem()
-            if believed != self._believed:
-                self._tls, self._believed = self._access.tls(identity.certificate), believed
+            self._clients.believe(identity.certificate)
         except Exception as error:  # whatever a way to sign in raises: a file that is being replaced, a command
             raise OSError(f"the credentials for {self._host} cannot be read: {error}") from error
-        headers = dict(self._headers)
-        if identity.authorization:
-            headers["Authorization"] = identity.authorization
-        if "data" in what:
-            headers["Content-Type"] = "application/json"
-        tls = True if self._tls is None else self._tls
-        async with self._session.request(
-            method, self._host + path, headers=headers, ssl=tls, **self._way, **what
-        ) as answer:
-            if answer.status == 401:
-                self._access.credentials.refused()
-            yield answer
+        headers = {**self._headers, **({"Authorization": identity.authorization} if identity.authorization else {})}
+        async with self._clients.newest() as client:
+            request = await client.param_serialize(method, path, query_params=params, header_params=headers, body=body)
+            said = await client.call_api(*request, _request_timeout=timeout)
+            async with said.response as answer:
+                if answer.status == 401:
+                    self._access.credentials.refused()
+                yield answer
 
 
 def _now() -> datetime:
@@ -144,11 +132,12 @@ async def connect(
     else:
         paths = environment.get("KUBECONFIG") or "~/.kube/config"
         access = await asyncio.to_thread(from_kubeconfig, paths, environment, wall_clock)
+    clients = Clients(access)
     try:
-        access.tls((await access.credentials.identity()).certificate)
+        clients.believe((await access.credentials.identity()).certificate)
     except (OSError, ValueError) as error:
         raise ConfigError(f"no credentials for {access.server}: {error}", path="kubeconfig") from error
-    return ApiConnection(access)
+    return ApiConnection(access, clients)
 
 
 def _message(body: bytes) -> str:

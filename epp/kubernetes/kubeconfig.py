@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -46,23 +45,6 @@ class Access:
     server_name: str = ""
     proxy: str = ""
     compressed: bool = True
-
-    def tls(self, certificate: Certificate | None) -> ssl.SSLContext | None:
-        """For connections that show this certificate and believe these authorities; None for plaintext.
-
-        `OSError`: the certificate cannot be used.
-        """
-        if not self.server.startswith("https:"):
-            return None
-        context = ssl.create_default_context(cadata=self.authorities.pem() or None)
-        # On from Python 3.13, and more than Go asks for: authorities of many clusters do not say what it wants.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if not self.verify:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        if certificate is not None:
-            certificate.load_into(context)
-        return context
 
 
 class _Cluster(msgspec.Struct, rename="kebab", forbid_unknown_fields=True):

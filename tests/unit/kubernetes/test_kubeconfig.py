@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import epp
+from epp.kubernetes.clients import Clients
 from epp.kubernetes.connection import ApiConnection, ApiError, connect
 from epp.kubernetes.kubeconfig import from_kubeconfig
 from epp.transport.certificates import self_signed
@@ -169,10 +170,12 @@ async def test_without_verification(cluster: Cluster) -> None:
         assert await names(connection) == ["a"]
 
 
-def test_authorities_need_not_say_more_than_go_asks_for(cluster: Cluster) -> None:
-    access = from_kubeconfig(cluster.write(), {}, lambda: NOW)
-    context = access.tls(None)
-    assert context is not None
+async def test_authorities_need_not_say_more_than_go_asks_for(cluster: Cluster) -> None:
+    clients = Clients(from_kubeconfig(cluster.write(), {}, lambda: NOW))
+    clients.believe(None)
+    async with clients.newest() as client:
+        context = client.rest_client.ssl_context
+    assert context.check_hostname
     assert context.verify_mode is ssl.CERT_REQUIRED
     assert not context.verify_flags & ssl.VERIFY_X509_STRICT
 
