@@ -190,15 +190,17 @@ async def test_of_fifty_rotations_nothing_stays_behind(tmp_path: Path) -> None:
         def pools() -> tuple[int, int]:
             return len(living(ApiClient)) - before[0], len(living(aiohttp.ClientSession)) - before[1]
 
+        def rotate() -> None:
+            (tmp_path / "ca.new").write_bytes(certificate + self_signed(datetime.datetime.now(datetime.UTC))[0])
+            (tmp_path / "ca.new").replace(tmp_path / "ca.crt")
+
         async with connection.watch(PODS_PATH, {"resourceVersion": "100"}, 60.0) as lines:
             for number in range(50):
                 # Some calls are on their way when the file is replaced, and end well.
                 server.delay = 0.01
                 running = [asyncio.create_task(connection.get(PODS_PATH, {})) for _ in range(3)]
                 await asyncio.sleep(0.002)
-                other = self_signed(datetime.datetime.now(datetime.UTC))[0]
-                (tmp_path / "ca.new").write_bytes(certificate + other)
-                (tmp_path / "ca.new").replace(tmp_path / "ca.crt")
+                rotate()
                 running += [asyncio.create_task(connection.get(PODS_PATH, {})) for _ in range(3)]
                 assert all(await asyncio.gather(*running))
                 server.put(PODS, pod(f"p{number}", "10.0.0.1"))
@@ -207,6 +209,9 @@ async def test_of_fifty_rotations_nothing_stays_behind(tmp_path: Path) -> None:
             assert pools() == (2, 2)  # the one of the watch, and the newest
         await connection.get(PODS_PATH, {})
         assert pools() == (1, 1)
+        rotate()
+        async with connection.watch(PODS_PATH, {"resourceVersion": "100"}, 60.0):
+            assert pools() == (1, 1)  # nobody had to wait for its end
     assert all(session.closed for session in living(aiohttp.ClientSession)[before[1] :])
 
 
