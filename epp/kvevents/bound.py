@@ -42,6 +42,8 @@ class BoundSubscription:
     """A SUB socket that listens. Same manners as `Subscription`: `step` until False, then wait for a signal."""
 
     def __init__(self, host: Host, address: str) -> None:
+        self.received = 0
+        """Messages, those without the frames of one included."""
         self.unknown_topics = 0
         self.bad_frames = 0
         self.streams: dict[str, dict[int, BoundStream]] = {}
@@ -80,6 +82,7 @@ class BoundSubscription:
             frames = self._socket.recv_multipart(zmq.NOBLOCK)
         except zmq.Again:
             return False
+        self.received += 1
         if len(frames) == 3 and len(frames[1]) == 8:
             self._take(*frames)
         else:

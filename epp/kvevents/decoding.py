@@ -23,6 +23,9 @@ MAX_WHOLE_BYTES = 32 << 10
 INDEXED_KINDS = frozenset({"full_attention", "mla", "mla_attention", "sink_full", "sink_full_attention"})
 """Cache kinds where a block depends on all tokens before it and stays usable: others say nothing about a prefix."""
 
+UNSUPPORTED, UNKNOWN_GROUP = "unsupported_cache_kind", "unknown_group"
+"""Why an event is not for the index, as llm-d-router names it."""
+
 _OTHER_KINDS = frozenset(
     {
         "sliding_window",
@@ -194,7 +197,7 @@ class Decoder:
         if group is not None and (group in self._groups or len(self._groups) < _MAX_GROUPS):
             self._groups[group] = kind or ""
         if kind is not None and kind not in INDEXED_KINDS:
-            stats.skip("BlockStored", kind, "cache_kind")
+            stats.skip("BlockStored", kind, UNSUPPORTED)
             return None
         count = len(raw.block_hashes)
         tokens = b""
@@ -251,10 +254,10 @@ class Decoder:
             if kind is None:
                 # Nothing of this group was stored since we listen, so none of it is indexed; the same hashes of
                 # another group may be.
-                self.stats.skip("BlockRemoved", "unknown", "unknown_group")
+                self.stats.skip("BlockRemoved", "unknown", UNKNOWN_GROUP)
                 return None
             if kind and kind not in INDEXED_KINDS:
-                self.stats.skip("BlockRemoved", kind, "cache_kind")
+                self.stats.skip("BlockRemoved", kind, UNSUPPORTED)
                 return None
         medium = raw.medium
         if medium is not None and len(medium) > _MAX_NAME:

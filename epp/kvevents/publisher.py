@@ -60,6 +60,7 @@ class Subscription:
             socket.close(0)
             self.state.status = "failed"
             self.state.error = f"cannot connect to {self.state.address!r}: {error}; expected tcp://HOST:PORT"
+            self.state.failed("connect")
             self.synced = True
             return
         self._socket, self._monitor = socket, monitor
@@ -126,9 +127,10 @@ class Subscription:
         elif plan.conversation is not None and self._pieces is None:  # what is half read is not to be overtaken
             settings = self._host.settings
             waiting = plan.conversation.waiting
-            silent = not waiting and now - plan.heard > settings.replay_patience
-            if silent or now - plan.started > settings.replay_limit:
-                self._end_replay(plan, success=False)
+            if not waiting and now - plan.heard > settings.replay_patience:
+                self._end_replay(plan, failed="replay-no-progress")
+            elif now - plan.started > settings.replay_limit:
+                self._end_replay(plan, failed="replay-incomplete")
         self._host.wake(self)  # should a signal ever get lost, this finds it
 
     def refill(self) -> None:
@@ -151,7 +153,7 @@ class Subscription:
             self._ask(plan)
         except zmq.ZMQError as error:
             self.state.error = f"cannot ask {address!r} for a replay: {error}; expected tcp://HOST:PORT"
-            self._end_replay(plan, success=False)
+            self._end_replay(plan, failed="replay-connect" if plan.conversation is None else "replay-send")
 
     def _holding(self) -> bool:
         plan = self._plan
@@ -235,6 +237,7 @@ class Subscription:
         answer = read_answer(frames)
         if answer is None:
             self.state.bad_frames += 1
+            self.state.bad_answers += 1
             return
         plan.heard = self._host.clock()
         if answer.seq == END:
@@ -283,17 +286,19 @@ class Subscription:
             self.tracker.replaced()
             plan.again = True
         elif plan.again and last == plan.start and last is not None:
-            self._end_replay(plan, success=False)  # no progress
+            self._end_replay(plan, failed="replay-incomplete")
             return
         if not plan.again:
-            self._end_replay(plan, success=True)
+            self._end_replay(plan)
             return
         try:
             self._ask(plan)
         except zmq.ZMQError:
-            self._end_replay(plan, success=False)
+            self._end_replay(plan, failed="replay-send")
 
-    def _end_replay(self, plan: ReplayPlan, *, success: bool) -> None:
+    def _end_replay(self, plan: ReplayPlan, *, failed: str = "") -> None:
+        """`failed`: which of `OPERATIONS` did; empty: all is there."""
+        success = not failed
         host = self._host
         self._close_conversation(plan)
         self._plan = None
@@ -306,6 +311,7 @@ class Subscription:
             self._failures = 0
         else:
             self.state.replays_failed += 1
+            self.state.failed(failed)
             self.state.lost += plan.missing
             self._failures += 1
             self._damaged = True
@@ -365,17 +371,23 @@ class Subscription:
                 return
             event = parse_monitor_message(frames)["event"]
             if event == zmq.Event.DISCONNECTED:
+                self.state.failed("connect" if self.state.connected_since is None else "recv")
                 self.state.connected_since = None
                 self._dropped_at = self._host.clock()
             elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
                 self._dropped_at = None
                 self._connected()
             elif event & _RETRIES:
+                if event == zmq.Event.CONNECT_RETRIED:  # told when it is planned
+                    self.state.reconnections += 1
+                    if self._dropped_at is None:  # not the first one after a connection, whose end is counted
+                        self.state.failed("connect")
                 self._dropped_at = None
 
     def _connect_again(self, now: float) -> None:
         """ZMQ gives up for ever on who breaks its protocol or sends too long a message; a server may do better now."""
         self._dropped_at = now
+        self.state.reconnections += 1
         if self._socket is not None:
             with suppress(zmq.ZMQError):  # it may have forgotten the address already
                 self._socket.disconnect(self.state.address)

@@ -161,6 +161,15 @@ class KVEventReceiver:
         """Endpoints that were added, whether they publish or not."""
         return len(self._subscriptions)
 
+    def subscriptions(self) -> list[PublisherState]:
+        """Every publisher that is connected to, as it was told of last. Costs a microsecond for ten."""
+        return [subscription.state for subscription in self._all()]
+
+    @property
+    def received_bound(self) -> int | None:
+        """Messages that came to the bound socket, readable or not; None: nothing is bound."""
+        return None if self._bound is None else self._bound.received
+
     def states(self) -> list[PublisherState]:
         """Every publisher as it is now, those of the bound socket included."""
         states = [subscription.refresh_status() for subscription in self._all()]

@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 
 from epp.kvevents.decoding import MAX_MESSAGE_BYTES, DecodeStats
 
+OPERATIONS = ("connect", "recv", "replay-connect", "replay-send", "replay-incomplete", "replay-no-progress")
+"""What fails with a publisher, in llm-d-router's names: an attempt to connect; an established connection, which ended;
+and a replay, which has failed for one of four reasons."""
+
 
 @dataclass(frozen=True, slots=True)
 class Publisher:
@@ -58,6 +62,8 @@ class PublisherState:
     `status`: "connecting", "syncing" (the first replay is awaited or runs), "catching-up" (a replay closes a gap),
     "live", "failed" (the address cannot be used: `error`). `lag`: seconds from the publisher's stamp to our reading of
     the last live batch; a wrong clock on either side shows here. `lost`: messages that no replay brought back.
+    `bad_frames` of live messages and of answers to replays (`bad_answers`, those alone). `reconnections`: attempts to
+    connect again, those that failed included. `zmq_errors` by operation, all of `OPERATIONS`.
     """
 
     endpoint: str
@@ -76,6 +82,7 @@ class PublisherState:
     bytes: int = 0
     duplicates: int = 0
     bad_frames: int = 0
+    bad_answers: int = 0
     gaps: int = 0
     lost: int = 0
     restarts: int = 0
@@ -83,7 +90,18 @@ class PublisherState:
     replays_failed: int = 0
     replayed: int = 0
     sink_errors: int = 0
+    reconnections: int = 0
+    zmq_errors: dict[str, int] = field(default_factory=dict)
     decode: DecodeStats = field(default_factory=DecodeStats)
+
+    @property
+    def received(self) -> int:
+        """Live messages, those without the frames of one included."""
+        return self.messages + self.bad_frames - self.bad_answers
+
+    def failed(self, operation: str) -> None:
+        """Count a failure of one of `OPERATIONS`."""
+        self.zmq_errors[operation] = self.zmq_errors.get(operation, 0) + 1
 
 
 @dataclass(slots=True)

@@ -100,6 +100,10 @@ _TWINS = (
         _Twin(f"kvcache_index_{name}_total", "counter", f"kv_cache_index_{name}_total", ())
         for name in ("admissions", "evictions", "lookup_requests", "lookup_hits", "max_pod_hit_count")
     ),
+    *(
+        _Twin(f"kvcache_kvevents_{name}_total", "counter", f"kv_cache_events_{name}_total", ())
+        for name in ("dedup_removed_hashes_suppressed", "dedup_removed_hashes_forwarded")
+    ),
     _Twin("kvcache_index_lookup_latency_seconds", "histogram", "kv_cache_index_lookup_latency_seconds", ()),
 )
 

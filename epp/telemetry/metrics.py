@@ -120,6 +120,8 @@ class Histogram:
 
 Pending = list[tuple[Histogram, float]]
 Child = Counter | Gauge | Histogram
+Sample = Callable[[], Iterable[tuple[Sequence[object], float]]]
+"""Label values and values, as of now."""
 ChildT = TypeVar("ChildT", Counter, Gauge, Histogram)
 
 
@@ -234,6 +236,7 @@ class Registry:
         self._pending: Pending = []  # of all histograms, see there
         self._families: dict[str, Family[Any]] = {}
         self._computed: dict[str, Computed] = {}
+        self._shared: dict[str, list[Sample]] = {}
 
     def counter(self, name: str, help: str, labels: Sequence[str] = ()) -> Family[Counter]:
         """A counter family; its name ends in `_total`."""
@@ -259,22 +262,29 @@ class Registry:
         name: str,
         help: str,
         labels: Sequence[str],
-        sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
+        sample: Sample,
+        *,
+        shared: bool = False,
     ) -> None:
-        """A gauge whose label values and values are asked for at every scrape, so that it costs nothing between."""
-        self._sampled("gauge", Gauge, name, help, labels, sample)
+        """A gauge whose label values and values are asked for at every scrape, so that it costs nothing between.
+
+        `shared`: several may register it so; values of the same labels are added up.
+        """
+        self._sampled("gauge", Gauge, name, help, labels, sample, shared=shared)
 
     def sampled_counter(
         self,
         name: str,
         help: str,
         labels: Sequence[str],
-        sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
+        sample: Sample,
+        *,
+        shared: bool = False,
     ) -> None:
         """The same for values that only grow; the name ends in `_total`."""
         if not name.endswith("_total"):
             raise ValueError(f"{name}: the name of a counter ends in _total")
-        self._sampled("counter", Counter, name, help, labels, sample)
+        self._sampled("counter", Counter, name, help, labels, sample, shared=shared)
 
     def _sampled(
         self,
@@ -283,17 +293,34 @@ class Registry:
         name: str,
         help: str,
         labels: Sequence[str],
-        sample: Callable[[], Iterable[tuple[Sequence[object], float]]],
+        sample: Sample,
+        *,
+        shared: bool,
     ) -> None:
-        def children() -> list[tuple[tuple[str, ...], Child]]:
-            result: list[tuple[tuple[str, ...], Child]] = []
-            for values, value in sample():
-                child = make()
-                child.value = value
-                result.append((tuple(map(str, values)), child))
-            return result
+        full = self.full_name(name)
+        samples = self._shared.get(full) if shared else None
+        if samples is not None:
+            known = self._computed[full]
+            if (known.kind, known.label_names) != (kind, tuple(labels)):
+                raise ValueError(
+                    f"{full} is registered already as {known.kind} with labels {known.label_names}; asked for as "
+                    f"{kind} with {tuple(labels)}: rename one of them"
+                )
+            samples.append(sample)
+            return
+        samples = [sample]
 
-        self.computed(kind, self.full_name(name), help, labels, children)
+        def children() -> list[tuple[tuple[str, ...], Child]]:
+            result: dict[tuple[str, ...], Gauge | Counter] = {}
+            for ask in samples:
+                for values, value in ask():
+                    child = result.setdefault(tuple(map(str, values)), make())
+                    child.value += value
+            return list(result.items())
+
+        self.computed(kind, full, help, labels, children)
+        if shared:
+            self._shared[full] = samples
 
     def computed(
         self,

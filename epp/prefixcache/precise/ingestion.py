@@ -37,7 +37,10 @@ _TOKEN_BYTES = 4
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far, in blocks (`conflicts`, `malformed`, `clears`, `block_sizes_refused`: events)."""
+    """What happened so far, in blocks (`conflicts`, `malformed`, `clears`, `block_sizes_refused`: events).
+
+    Of the hashes in removals, `suppressed` took a copy of a block that stays, `forwarded` are all others.
+    """
 
     stored: int = 0
     removed: int = 0
@@ -47,6 +50,8 @@ class Counters:
     conflicts: int = 0
     malformed: int = 0
     copies: int = 0
+    suppressed: int = 0
+    forwarded: int = 0
     clears: int = 0
     block_sizes_refused: int = 0
     expired: int = 0
@@ -307,8 +312,10 @@ class Ingestion:
             names = self._names(self.canonical(hashes), hashes) if self._blocks.aliases else hashes
             last = self.copies.take(plane, lanes.tolist(), names.tolist())
             if not last.all():
-                self.counters.removed += len(last) - int(last.sum())
                 lanes, hashes = lanes[last], hashes[last]
+                self.counters.suppressed += len(last) - len(hashes)
+                self.counters.removed += len(last) - len(hashes)
+        self.counters.forwarded += len(hashes)
         rows = self.canonical(hashes)
         known = rows >= 0
         count = int(known.sum())

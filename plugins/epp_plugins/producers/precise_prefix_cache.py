@@ -15,7 +15,7 @@ from events and from the servers' metrics.
 With `redisConfig` (or `valkeyConfig`) pickers share what they learn (`epp.prefixcache.shared`): the server is asked
 about candidates of which this picker has not seen everything, within `lookupBudget`.
 
-Metrics: `prefix_indexer_size`, `_bytes`, `_hit_ratio`, `_hit_bytes`, `kv_cache_events_active_subscribers`; with
+Metrics: `prefix_indexer_size`, `_bytes`, `_hit_ratio`, `_hit_bytes`, llm-d-router's `kv_cache_events_*`; with
 `enableMetrics` also llm-d-router's `kv_cache_index_*`; `prefix_index_*` (with `enableMetrics`, and always
 for what the bounds cost), `kv_event_*`, `prefix_prediction_error_tokens`, `prefix_index_shared_*` (with `redisConfig`).
 
@@ -62,6 +62,7 @@ from epp_plugins.producers.precise_prefix_cache_params import PrecisePrefixCache
 from epp_plugins.producers.precise_prefix_cache_pool import Names, adapters, publishers
 from epp_plugins.producers.precise_prefix_cache_selector import parse_selector
 from epp_plugins.producers.precise_prefix_cache_shared import Tee, shared_prefixes
+from epp_plugins.producers.precise_prefix_cache_subscriptions import SubscriptionMetrics
 from epp_plugins.producers.precise_prefix_cache_upkeep import Upkeep, sizes
 
 INLINE_BLOCKS = 8192
@@ -140,11 +141,10 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
         self._state = DataKey(_STATE, self.name)
         self.check = SelfCheck(self.name, context.clock, context.log)
         details = params.indexer_config.kv_block_index_config.enable_metrics
-        self._metrics = (
-            PreciseMetrics(context.metrics, self.name, self.type, details=details)
-            if context.metrics is not None
-            else None
-        )
+        self._metrics: PreciseMetrics | None = None
+        if context.metrics is not None:
+            self._metrics = PreciseMetrics(context.metrics, self.name, self.type, details=details)
+            SubscriptionMetrics(context.metrics, self.receiver, context.table)
         self._upkeep = Upkeep(
             self.index,
             params,
@@ -387,6 +387,8 @@ class PrecisePrefixCacheProducer(Producer[PrecisePrefixCacheParams], EndpointExt
                     "error": state.error,
                     "lastSeq": state.last_seq,
                     "lost": state.lost,
+                    "reconnections": state.reconnections,
+                    "zmqErrors": dict(state.zmq_errors),
                     "badFrames": state.bad_frames,
                     "errors": dict(state.decode.errors),
                     "skipped": {" ".join(key): count for key, count in state.decode.skipped.items()},

@@ -30,7 +30,8 @@ _INDEXED = (
     ("conflicts", "Blocks left out because their engine hash is known for another block."),
     ("malformed", "Events left out because their parts do not fit together."),
 )
-_LOOKUPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+# llm-d-router's from 0.005 on; below, where nearly all are, ours.
+_LOOKUPS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
 class IndexMetrics:
@@ -87,12 +88,16 @@ class PreciseMetrics:
             event: registry.counter(
                 f"kv_cache_events_{name}_skipped_total",
                 f"{event} events of cache groups that are not indexed.",
-                (*_LABELS, "cache_kind", "reason"),
+                ("cache_kind", "reason"),
             )
             for event, name in (("BlockStored", "stores"), ("BlockRemoved", "removals"))
         }
-        self._subscribers = registry.gauge(
-            "kv_cache_events_active_subscribers", "Publishers of KV events that are followed."
+        self._suppressed = registry.counter(
+            "kv_cache_events_dedup_removed_hashes_suppressed_total",
+            "Hashes in removals that took one copy of a block, of which the server holds more.",
+        ).labels()
+        self._forwarded = registry.counter(
+            "kv_cache_events_dedup_removed_hashes_forwarded_total", "All other hashes in removals, known or not."
         ).labels()
         self.index = IndexMetrics(registry) if details else None
         self._values = values
@@ -144,11 +149,10 @@ class PreciseMetrics:
         for reason, count in received.decode.errors.items():
             self._advance(f"error {reason}", self._errors.labels(*self._values, reason), count)
         for (event, kind, reason), count in received.decode.skipped.items():
-            child = self._skipped[event].labels(*self._values, kind, reason)
+            child = self._skipped[event].labels(kind, reason)
             self._advance(f"skipped {event} {kind} {reason}", child, count)
-        subscribers = float(received.publishers)
-        self._subscribers.inc(subscribers - self._last.get("subscribers", 0.0))
-        self._last["subscribers"] = subscribers
+        self._advance("suppressed", self._suppressed, index.counters.suppressed)
+        self._advance("forwarded", self._forwarded, index.counters.forwarded)
         if self.index is not None:
             self._advance("admissions", self.index.admissions, index.counters.stored)
             self._advance("evictions", self.index.evictions, index.counters.removed + index.blocks.evicted)

@@ -340,7 +340,7 @@ def test_watch_in_a_pipe(publisher: Publisher, capsys: pytest.CaptureFixture[str
     ]
     assert lines[0]["hashes"] == ["00000000000000ff", "0000000000000001"]
     assert (lines[0]["parent"], lines[0]["tokens"], lines[1]["medium"]) == ("0000000000000010", 2, "cpu")
-    assert (lines[3]["not_indexed"], lines[3]["cache_kind"]) == ("cache_kind", "mamba")
+    assert (lines[3]["not_indexed"], lines[3]["cache_kind"]) == ("unsupported_cache_kind", "mamba")
     assert lines[4]["unreadable"] == "event"
     assert lines[5]["missed"] == 1
 

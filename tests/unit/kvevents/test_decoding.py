@@ -139,9 +139,9 @@ def test_only_groups_that_cover_the_whole_prefix() -> None:
         ("BlockRemoved", 0),
     ]
     assert decoder.stats.skipped == {
-        ("BlockStored", "sliding_window", "cache_kind"): 1,
-        ("BlockStored", "other", "cache_kind"): 1,
-        ("BlockRemoved", "sliding_window", "cache_kind"): 1,
+        ("BlockStored", "sliding_window", "unsupported_cache_kind"): 1,
+        ("BlockStored", "other", "unsupported_cache_kind"): 1,
+        ("BlockRemoved", "sliding_window", "unsupported_cache_kind"): 1,
         ("BlockRemoved", "unknown", "unknown_group"): 1,
     }
     decoder.forget()
@@ -274,5 +274,5 @@ def test_counts_add_up() -> None:
         blocks_stored=2,
         clears=2,
         errors={"event": 2},
-        skipped={("BlockStored", "mamba", "cache_kind"): 2},
+        skipped={("BlockStored", "mamba", "unsupported_cache_kind"): 2},
     )

@@ -440,12 +440,12 @@ async def test_what_publishers_send_wrongly_is_counted(server: Server) -> None:
 
         await until(read)
         producer._report()
-        assert counted("kv_cache_events_stores_skipped_total") == {("sliding_window", "cache_kind"): 1}
-        assert counted("kv_cache_events_removals_skipped_total") == {("sliding_window", "cache_kind"): 1}
+        assert counted("kv_cache_events_stores_skipped_total") == {("sliding_window", "unsupported_cache_kind"): 1}
+        assert counted("kv_cache_events_removals_skipped_total") == {("sliding_window", "unsupported_cache_kind"): 1}
         assert counted("kv_event_errors_total")["event",] >= 1
         (publisher,) = producer.dump_state()["publishers"]
         assert publisher["errors"]["event"] >= 1
-        assert publisher["skipped"]["BlockStored sliding_window cache_kind"] == 1
+        assert publisher["skipped"]["BlockStored sliding_window unsupported_cache_kind"] == 1
     finally:
         await producer.stop()
 

@@ -168,8 +168,8 @@ async def test_other_groups_are_skipped_by_the_consumer(stage: Any) -> None:
     (state,) = receiver.states()
     assert state.decode.errors == {}
     assert set(state.decode.skipped) == {
-        ("BlockStored", "sliding_window", "cache_kind"),
-        ("BlockRemoved", "sliding_window", "cache_kind"),
+        ("BlockStored", "sliding_window", "unsupported_cache_kind"),
+        ("BlockRemoved", "sliding_window", "unsupported_cache_kind"),
     }
     assert {event.group for event in stage.ledger.stored} == {1}
 
