@@ -425,7 +425,7 @@ async def test_what_publishers_send_wrongly_is_counted(server: Server) -> None:
     def counted(name: str) -> dict[Any, float]:
         source = metrics.source(name)
         assert source is not None
-        return {values[2:]: child.value for values, child in source.children()}  # type: ignore[union-attr]
+        return {values[-2:]: child.value for values, child in source.children()}  # type: ignore[union-attr]
 
     window = {**stored(ids(2)), "group_idx": 1, "kv_cache_spec_kind": "sliding_window"}
     await producer.start()
@@ -442,7 +442,7 @@ async def test_what_publishers_send_wrongly_is_counted(server: Server) -> None:
         producer._report()
         assert counted("kv_cache_events_stores_skipped_total") == {("sliding_window", "unsupported_cache_kind"): 1}
         assert counted("kv_cache_events_removals_skipped_total") == {("sliding_window", "unsupported_cache_kind"): 1}
-        assert counted("kv_event_errors_total")["event",] >= 1
+        assert counted("kv_event_errors_total")["precise-prefix-cache-producer", "event"] >= 1
         (publisher,) = producer.dump_state()["publishers"]
         assert publisher["errors"]["event"] >= 1
         assert publisher["skipped"]["BlockStored sliding_window unsupported_cache_kind"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -189,6 +190,29 @@ def test_sampled_gauges_are_asked_at_every_scrape() -> None:
         registry.gauge("depth", "Depth.", ("queue",))
     with pytest.raises(ValueError, match="registered already"):
         registry.sampled_gauge("depth", "Depth.", ("queue",), list)
+
+
+def test_what_several_sample_is_added_up() -> None:
+    registry = Registry()
+    first, second = {"a": 1, "b": 2}, {"b": 40}
+
+    def sample(seen: dict[str, int]) -> list[tuple[tuple[str], int]]:
+        return [((by,), count) for by, count in seen.items()]
+
+    for seen in (first, second):
+        registry.sampled_counter("seen_total", "Seen.", ("by",), partial(sample, seen), shared=True)
+    assert page(registry) == {"llm_d_epp_seen_total{by=a}": 1, "llm_d_epp_seen_total{by=b}": 42}
+    del second["b"], first["a"]
+    assert page(registry) == {"llm_d_epp_seen_total{by=b}": 2}
+    with pytest.raises(ValueError, match="asked for as gauge"):
+        registry.sampled_gauge("seen_total", "Seen.", ("by",), list, shared=True)
+    with pytest.raises(ValueError, match="asked for as counter with"):
+        registry.sampled_counter("seen_total", "Seen.", ("other",), list, shared=True)
+    with pytest.raises(ValueError, match="registered already"):
+        registry.sampled_counter("seen_total", "Seen.", ("by",), list)
+    registry.sampled_gauge("own", "Own.", (), list)
+    with pytest.raises(ValueError, match="registered already"):
+        registry.sampled_gauge("own", "Own.", (), list, shared=True)
 
 
 def test_help_carries_the_stability_and_bounds_are_written_as_go_writes_them() -> None:

@@ -163,6 +163,30 @@ def test_a_block_stays_while_a_copy_of_it_does(index: PreciseIndex) -> None:
     assert index.counters.copies == 2
 
 
+def test_every_hash_of_a_removal_takes_a_copy_or_is_forwarded(index: PreciseIndex) -> None:
+    data = tokens(4)
+    copy = stored(data[2 * 64 : 3 * 64], 3, 2)
+    index.apply(A, [stored(data), copy, copy])
+    index.apply(B, [stored(data)])
+
+    def told() -> tuple[int, int]:
+        return index.counters.suppressed, index.counters.forwarded
+
+    index.apply(A, [BlockRemoved([3, 4])])
+    assert told() == (1, 1)
+    index.apply_many([(A, [BlockRemoved([3])]), (B, [BlockRemoved([3])])])
+    assert told() == (2, 2)
+    index.apply(A, [BlockRemoved([3])])
+    assert told() == (2, 3)
+    # Those that nobody knows, those of another tier, and those of a stranger are passed on, too.
+    index.apply(A, [BlockRemoved([77, 78]), BlockRemoved([1], "cpu")])
+    index.apply("10.0.0.9:1", [BlockRemoved([1])])
+    assert told() == (2, 7)
+    # Another cache group that has the block is none of the removal's business.
+    index.apply(A, [stored(data[:64], group=1), BlockRemoved([1])])
+    assert told() == (2, 8)
+
+
 @pytest.mark.parametrize("order", [(2, 22), (22, 2)])
 def test_a_copy_may_have_another_hash(index: PreciseIndex, order: tuple[int, int]) -> None:
     """vLLM 0.33 with a draft model hashes the tokens behind a block, too: equal blocks, which go one by one."""
