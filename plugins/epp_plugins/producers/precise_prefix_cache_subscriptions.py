@@ -1,8 +1,8 @@
 """llm-d-router's metrics of each subscription to KV events, read when somebody scrapes.
 
-`pod_identifier` is `namespace/name` of the endpoint. Each endpoint has one subscription, and so has a data-parallel rank
-that is an endpoint. All publishers that connect to the bound socket are `local-subscriber` together. A series ends with
-its endpoint. Several producers that follow the same endpoints add up.
+`pod_identifier` is `namespace/name` of the endpoint. Each endpoint has one subscription, so a data-parallel rank that
+is an endpoint has its own. All publishers that connect to the bound socket are `local-subscriber` together. A series
+ends with its endpoint. Several producers that follow the same endpoints add up.
 """
 
 from __future__ import annotations
