@@ -110,7 +110,7 @@ async def serving_status(through: grpc.aio.Channel, service: bytes) -> int:
 
 @pytest.mark.parametrize("transport", ["own", "grpcio"])
 async def test_it_picks_and_tells_its_health(config: str, transport: str) -> None:
-    opts = options(config, secure_serving=False, transport=transport)
+    opts = options(config, secure_serving=False, transport=transport, drain_timeout=2.0)
     async with running(opts) as picker, channel(picker) as through:
         assert await pick(through) == "127.0.0.1:9"
         assert await serving_status(through, b"readiness") == 1
