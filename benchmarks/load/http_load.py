@@ -1,9 +1,11 @@
-"""HTTP clients of a gateway: streamed chat completions at a steady rate, in a process of their own.
+"""HTTP clients of a gateway: streamed chat completions at a steady rate or a few at a time, in a process of their own.
 
     python -m benchmarks.load.http_load --url http://127.0.0.1:8081 --rate 40 --seconds 5
+    python -m benchmarks.load.http_load --url http://127.0.0.1:8081 --streams 16 --seconds 5
 
-Poisson arrivals with a fixed seed. It prints `measuring` when the warm-up is over and a line of JSON at the end, when
-the last answer has ended, so that whoever started it can account other processes in between.
+Poisson arrivals with a fixed seed, or so many clients that ask again as soon as they have their answer. It prints
+`measuring` when the warm-up is over and a line of JSON at the end, when the last answer has ended, so that whoever
+started it can account other processes in between.
 """
 
 from __future__ import annotations
@@ -69,28 +71,66 @@ async def ask(session: aiohttp.ClientSession, url: str, data: bytes, seen: Seen)
         seen.errors.append(f"{type(error).__name__}: {error}")
 
 
-async def run(url: str, rate: float, seconds: float, warm_up: float, size: int, tokens: int) -> Seen:
-    """Ask for `warm_up + seconds`, then wait for what is under way."""
-    rng = random.Random(42)
-    loop = asyncio.get_running_loop()
-    ignored, seen = Seen(), Seen()
+class Clients:
+    """Asks for `warm_up + seconds`, then waits for what is under way."""
+
+    def __init__(self, url: str, seconds: float, warm_up: float, size: int, tokens: int) -> None:
+        self.seen = Seen()
+        self._url, self._size, self._tokens = url, size, tokens
+        self._clock = asyncio.get_running_loop().time
+        self._warm = self._clock() + warm_up
+        self._end = self._warm + seconds
+        self._ignored = Seen()
+        self._number = 0
+        self._measuring = False
+
+    async def at_a_rate(self, session: aiohttp.ClientSession, rate: float) -> None:
+        """Poisson arrivals."""
+        rng = random.Random(42)
+        arrival = self._clock()
+        async with asyncio.TaskGroup() as tasks:
+            while self._goes_on():
+                if (now := self._clock()) < arrival:
+                    await asyncio.sleep(min(arrival - now, 0.05))
+                    continue
+                arrival += rng.expovariate(rate)
+                tasks.create_task(self._ask(session))
+
+    async def at_a_time(self, session: aiohttp.ClientSession, streams: int) -> None:
+        """So many clients, each with one request at a time."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(streams):
+                tasks.create_task(self._again(session))
+
+    async def _again(self, session: aiohttp.ClientSession) -> None:
+        while self._goes_on() and not self.seen.errors:
+            await self._ask(session)
+
+    def _goes_on(self) -> bool:
+        now = self._clock()
+        if not self._measuring and now >= self._warm:
+            self._measuring = True
+            print("measuring", flush=True)
+        return now < self._end
+
+    async def _ask(self, session: aiohttp.ClientSession) -> None:
+        self._number += 1
+        into = self.seen if self._measuring else self._ignored
+        await ask(session, self._url, body(self._size, self._tokens, self._number), into)
+        self.seen.errors += self._ignored.errors
+        self._ignored.errors.clear()
+
+
+async def run(options: argparse.Namespace) -> Seen:
+    """As the command line says."""
+    clients = Clients(options.url, options.seconds, options.warm_up, options.body, options.tokens)
     timeout = aiohttp.ClientTimeout(total=60)
-    connector = aiohttp.TCPConnector(limit=0)
-    began = loop.time()
-    arrival, number, measuring = began, 0, False
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as tasks:
-        while (now := loop.time()) < began + warm_up + seconds:
-            if not measuring and now >= began + warm_up:
-                measuring = True
-                print("measuring", flush=True)
-            if now < arrival:
-                await asyncio.sleep(min(arrival - now, 0.05))
-                continue
-            arrival += rng.expovariate(rate)
-            number += 1
-            tasks.create_task(ask(session, url, body(size, tokens, number), seen if measuring else ignored))
-    seen.errors += ignored.errors
-    return seen
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        if options.streams:
+            await clients.at_a_time(session, options.streams)
+        else:
+            await clients.at_a_rate(session, options.rate)
+    return clients.seen
 
 
 def percentile(values: list[float], share: float) -> float | None:
@@ -103,12 +143,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
     parser.add_argument("--rate", type=float, default=40.0, help="requests per second")
+    parser.add_argument("--streams", type=int, default=0, help="so many at a time instead of a rate")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--body", type=int, default=4096, help="bytes of a request")
     parser.add_argument("--tokens", type=int, default=100)
     options = parser.parse_args()
-    seen = uvloop.run(run(options.url, options.rate, options.seconds, options.warm_up, options.body, options.tokens))
+    seen = uvloop.run(run(options))
     result = {
         "requests": len(seen.total),
         "errors": len(seen.errors),

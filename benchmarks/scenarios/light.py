@@ -7,6 +7,7 @@ what is left of that when nothing is decided: wake-ups, sockets and frames.
 
 A rate that this machine cannot keep up with is no rate: answers come seconds late, arrivals in bunches, and bunches are
 cheap. Where the first byte takes longer than `KEPT_UP_MS`, the row stays and says so, but no verdict comes from it.
+With so many streams at a time, as in `headline`, there is no rate to keep up with: at most these wait.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.bench import ONLY_PICKS, Bench, Figures, row
@@ -26,21 +28,43 @@ from epp.demo.envoy_config import Gateway
 from epp.demo.picker import Served
 from epp.demo.ports import free_ports
 
-SUMMARY = "through a real Envoy: CPU of picker and Envoy in full duplex and in light mode, at three rates"
+SUMMARY = "through a real Envoy: CPU of picker and Envoy, full duplex and light, at three rates and 16 at a time"
 SERVERS = 8
 MOST_US = 700.0
 KEPT_UP_MS = 100.0
 
-# Requests/s, tokens per answer. At 40 a second nearly every message wakes the picker by itself, with cold caches, and
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """`rate`: requests/s; 0: `streams` at a time. `tokens` per answer."""
+
+    tokens: int
+    rate: float = 0.0
+    streams: int = 0
+
+    @property
+    def name(self) -> str:
+        """For the table and the verdicts."""
+        return f"{self.rate:g}/s" if self.rate else f"{self.streams} streams"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the clients."""
+        amount = ["--rate", str(self.rate)] if self.rate else ["--streams", str(self.streams)]
+        return [*amount, "--tokens", str(self.tokens)]
+
+
+# At 40 a second nearly every message wakes the picker by itself, with cold caches, and
 # its timers count; in light mode the tokens do not pass it, so that short answers leave the machine room for more.
-SLOW = (40.0, 100)
-BRISK = (200.0, 5)
-BUSY = (500.0, 2)
+SLOW = Load(100, rate=40.0)
+BRISK = Load(5, rate=200.0)
+BUSY = Load(2, rate=500.0)
+CLOSED = Load(2, streams=16)
 CONSTANT = "light, constant answer"
 
 COLUMNS = columns(
     ("mode", "mode"),
-    ("rate", "requests/s"),
+    ("load", "load"),
     ("tls", "TLS"),
     ("collecting", "collecting"),
     ("requests", "requests"),
@@ -60,6 +84,9 @@ CASES = (
     ("light", False, True, BRISK),
     (CONSTANT, False, False, BUSY),
     ("light", False, True, BUSY),
+    (CONSTANT, False, False, CLOSED),
+    ("light", False, False, CLOSED),
+    ("light", False, True, CLOSED),
     ("standalone", True, False, SLOW),
     ("light", True, False, SLOW),
 )
@@ -73,10 +100,9 @@ async def run(bench: Bench, outcome: Outcome) -> None:
     latency = ("--inter-token-latency", "10ms", "--time-to-first-token", "5ms")
     limits = ("--max-model-len", "200000", "--max-num-seqs", "1000")
     async with simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as servers:
-        for flavour, tls, collecting, (rate, tokens) in bench.pick(smoke=CASES[4:6], quick=CASES[:6], full=CASES):
+        for flavour, tls, collecting, load in bench.pick(smoke=CASES[4:6], quick=CASES[:6], full=CASES):
             runs: list[Figures] = []
-            arguments = ["--rate", str(rate), "--tokens", str(tokens)]
-            arguments += ["--seconds", str(seconds), "--warm-up", str(warm_up)]
+            arguments = [*load.arguments, "--seconds", str(seconds), "--warm-up", str(warm_up)]
             command = " ".join(["benchmarks.load.http_load", *arguments])
             async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (pid, envoy):
                 for number in range(bench.rounds):
@@ -88,7 +114,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
                 row(
                     command,
                     mode="full duplex" if flavour == "standalone" else flavour,
-                    rate=rate,
+                    load=load.name,
                     tls="on" if tls else "off",
                     collecting="on" if collecting else "off",
                     requests=sum(run["requests"] for run in runs),
@@ -97,7 +123,7 @@ async def run(bench: Bench, outcome: Outcome) -> None:
                 )
             )
             if flavour == "light" and not tls and kept_up:
-                name = f"light mode, {rate:g}/s" + (", collecting included" if collecting else "")
+                name = f"light mode, {load.name}" + (", collecting included" if collecting else "")
                 outcome.verdicts.append(bound(name, cells["picker"], "us/request", MOST_US, command))
 
 
