@@ -8,24 +8,19 @@ a full rebuild leave the live stream running until their first answer, since the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
+from epp.kvevents.connection import Connection
 from epp.kvevents.decoding import MAX_WHOLE_BYTES, Batch, Decoder
-from epp.kvevents.host import Host, subscriber
+from epp.kvevents.host import Host
 from epp.kvevents.replay import END, ReplayConversation, ReplayPlan, read_answer
 from epp.kvevents.sequence import SequenceTracker, Step
 from epp.kvevents.settings import Publisher, PublisherState
 
-_RETRIES = zmq.Event.CONNECT_RETRIED | zmq.Event.CONNECT_DELAYED
-_MONITORED = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | _RETRIES
-_MONITORS_AT_ONCE = 64
-
 
 class Subscription:
-    """One SUB socket, connected to one publisher."""
+    """What one publisher tells, through one connection."""
 
     def __init__(self, endpoint: str, publisher: Publisher, host: Host) -> None:
         self.state = PublisherState(endpoint, publisher.rank, publisher.events, publisher.replay)
@@ -43,42 +38,18 @@ class Subscription:
         self._refill = False  # what is to be repaired is another rank's doing
         self._failures = 0
         self._replay_at = 0.0
-        self._dropped_at: float | None = None  # the connection ended, and ZMQ has not tried again since
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._connection = Connection(self.state, host, self, self._connected)
 
     def open(self) -> None:
-        """Connect; ZMQ keeps trying until `close`. An address that ZMQ refuses is told in the state."""
-        host, settings = self._host, self._host.settings
-        socket = subscriber(host.context, settings)
-        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(_MONITORED)
-        try:
-            socket.connect(self.state.address)
-        except zmq.ZMQError as error:
-            socket.disable_monitor()
-            monitor.close(0)
-            socket.close(0)
+        """Connect, until `close`. An address that ZMQ refuses is told in the state."""
+        if not self._connection.open():
             self.state.status = "failed"
-            self.state.error = f"cannot connect to {self.state.address!r}: {error}; expected tcp://HOST:PORT"
-            self.state.failed("connect")
             self.synced = True
-            return
-        self._socket, self._monitor = socket, monitor
-        host.watch(self, int(socket.getsockopt(zmq.FD)))
-        host.watch(self, int(monitor.getsockopt(zmq.FD)))
-        host.wake(self)
 
     def close(self) -> None:
         """Disconnect; the state stays readable."""
         self._abandon_replay()
-        if self._socket is None or self._monitor is None:
-            return
-        self._host.unwatch(int(self._socket.getsockopt(zmq.FD)))
-        self._host.unwatch(int(self._monitor.getsockopt(zmq.FD)))
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close(0)
-        self._socket = self._monitor = None
+        self._connection.close()
 
     @property
     def replaying(self) -> bool:
@@ -87,9 +58,9 @@ class Subscription:
 
     def signalled(self) -> None:
         """A descriptor is readable: notice connections, and quieten the socket if it is not to be read now."""
-        self._read_monitor()
-        if self._socket is not None and self._holding():
-            self._socket.getsockopt(zmq.EVENTS)
+        self._connection.notice()
+        if self._holding():
+            self._connection.quieten()
 
     def step(self) -> bool:
         """One message, or one event of a long message. False: nothing to do until a signal."""
@@ -106,11 +77,10 @@ class Subscription:
             if frames is not None:
                 self._take_answer(plan, frames)
                 return True
-        if self._socket is None or self._holding():
+        if self._holding():
             return False
-        try:
-            frames = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
+        frames = self._connection.receive()
+        if frames is None:
             return False
         self._take_live(frames)
         return True
@@ -118,8 +88,7 @@ class Subscription:
     def tick(self, now: float) -> None:
         """Time limits, and the repair of what is damaged. Call it once a second or so."""
         plan = self._plan
-        if self._dropped_at is not None and now - self._dropped_at >= self._host.settings.reconnect_limit:
-            self._connect_again(now)
+        self._connection.tick(now)
         if plan is None:
             connected = self.state.connected_since is not None
             if self._damaged and self.state.replay_address and connected and now >= self._replay_at:
@@ -361,46 +330,11 @@ class Subscription:
         if batch.events:
             host.apply(state, batch.doubtful() if self._doubtful else batch)
 
-    def _read_monitor(self) -> None:
-        if self._monitor is None:
-            return
-        for _ in range(_MONITORS_AT_ONCE):
-            try:
-                frames = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            event = parse_monitor_message(frames)["event"]
-            if event == zmq.Event.DISCONNECTED:
-                self.state.failed("connect" if self.state.connected_since is None else "recv")
-                self.state.connected_since = None
-                self._dropped_at = self._host.clock()
-            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._dropped_at = None
-                self._connected()
-            elif event & _RETRIES:
-                if event == zmq.Event.CONNECT_RETRIED:  # told when it is planned
-                    self.state.reconnections += 1
-                    if self._dropped_at is None:  # not the first one after a connection, whose end is counted
-                        self.state.failed("connect")
-                self._dropped_at = None
-
-    def _connect_again(self, now: float) -> None:
-        """ZMQ gives up for ever on who breaks its protocol or sends too long a message; a server may do better now."""
-        self._dropped_at = now
-        self.state.reconnections += 1
-        if self._socket is not None:
-            with suppress(zmq.ZMQError):  # it may have forgotten the address already
-                self._socket.disconnect(self.state.address)
-            self._socket.connect(self.state.address)
-
     def _connected(self) -> None:
-        state = self.state
-        state.connected_since = self._host.clock()
-        state.connections += 1
         if self._plan is not None:
             self._plan.reconnected = True
             return
-        if state.replay_address is None:
+        if self.state.replay_address is None:
             return
         if not self.synced:
             shared = self._host.shares_endpoint(self)
@@ -414,7 +348,7 @@ class Subscription:
     def refresh_status(self) -> PublisherState:
         """The state, with `status` as of now."""
         state = self.state
-        if self._socket is None:
+        if not self._connection.is_open:
             state.status = "failed"
         elif state.connected_since is None:
             state.status = "connecting"
