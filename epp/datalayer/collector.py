@@ -38,6 +38,8 @@ A value younger than about twice this is as fresh as it can be; also when the po
 that is aimed at now is much shorter than the one that made the value old."""
 
 _TICK = 0.015  # the shortest time between two ticks: what is due within it is fetched together
+# Of an interval, while the pool is idle: so late a fetch may come, to go with others. A wake-up finds the caches cold.
+_GATHERING = 1 / 15
 _LONGEST_SLEEP = 1.0
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
 _UNMETERED = 1.3
@@ -121,6 +123,9 @@ class Collector:
         self._running = False
         self._active = False
         self._next = float("-inf")  # when something is due next
+        self._behind = False  # the last tick could not start all that was due
+        every = (lane.binding.source.interval or self.settings.idle_interval for lane in self._lanes)
+        self._gather = _GATHERING * min(every, default=self.settings.idle_interval)
         self._hot_interval = self.settings.refresh_interval  # of rows that have just been picked, at the last tick
         table.add_column(SCRAPE_INTERVAL)
         table.on_added(self._on_added)
@@ -236,12 +241,21 @@ class Collector:
             return
         now = self._clock()
         self._next = now + _LONGEST_SLEEP
+        self._behind = False
         try:
             self._tick(now)
         except Exception:
             log.exception("The collector failed at one tick; it goes on with the next")
         finally:
-            self._schedule(now, max(self._next - now, _TICK))
+            self._schedule(now, max(self._next - now, self._pause()))
+
+    def _pause(self) -> float:
+        """From one tick to the next at least. An idle pool's fetches gather, though no more than half a burst."""
+        if self._active or self._behind:
+            return _TICK
+        fetches = len(self.table.rows) * self._adaptive / self.settings.idle_interval  # per second
+        at_once = 0.5 * _BURST / self.cost
+        return max(_TICK, min(self._gather, at_once / max(fetches, 1.0)))
 
     def _tick(self, now: float) -> None:
         self._measure(now)
@@ -298,6 +312,7 @@ class Collector:
         ready = np.flatnonzero((lateness >= 1.0) & ~lane.busy[rows])
         room = int(self._allowance) if lane.binding.source.interval is None else int(max(1.0, _BURST / self.cost))
         if ready.size > room:
+            self._behind = True
             ready = ready[np.argsort(-lateness[ready], kind="stable")[:room]]
         left = due - since_fetch
         if lane.binding.source.interval is None:
