@@ -78,9 +78,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("opt") / "epp"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(made)], check=True, timeout=60)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run(
-        [*pip, "--python", str(made / "bin/python"), "install", *offline, str(wheel)], check=True, timeout=100
-    )
+    # Installed or not: with a PYTHONPATH, pip takes the checkout for it.
+    install = [*pip, "--python", str(made / "bin/python"), "install", "--ignore-installed", *offline, str(wheel)]
+    subprocess.run(install, check=True, timeout=100)
     site = next(made.glob("lib/python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (site / "sitecustomize.py").write_text(READ_ONLY)
