@@ -50,6 +50,7 @@ async def test_the_served_endpoint_is_the_one_that_answered(stage: Any, config: 
     async with stage("istio", config=config) as s:
         hosts = [f"127.0.0.1:{port}" for port in s.servers.ports]
         answer = await s.post(PROMPT)
+        assert answer.status == 200, dict(answer.headers)
         assert answer.headers["x-served-by"] == "0"
         assert answer.headers["x-conformance-test-served-endpoint"] == hosts[0]
 
