@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Lookup, Numbers, Rows
+from epp.prefixcache.precise.duplicates import distinct
+from epp.prefixcache.precise.fingerprints import Numbers, Rows
+from epp.prefixcache.precise.lookup import BYTES_PER_ENTRY, Lookup
 from epp.prefixcache.precise.memory import Frontier, reserve
 
 Plane = tuple[int, int]
@@ -49,6 +51,8 @@ class Blocks:
         self.clock = 1
         self.all_new = False
         """The latest `upsert` has found nothing: nobody holds its rows, and none of them comes twice."""
+        self.fresh: slice | None = None
+        """Where the rows of the latest `upsert` are, if it was `all_new` and they are one after the other."""
         self._reset()
 
     def _reset(self) -> None:
@@ -58,6 +62,7 @@ class Blocks:
         self.engine = self._names[size:]
         self.used: NDArray[np.uint32] = reserve(size, np.uint32)
         self.planes: dict[Plane, list[NDArray[np.uint64]]] = {}
+        self._capacity: int | None = None
         self.aliases = 0
         self._free: NDArray[np.uint32] = reserve(size, np.uint32)
         self._spare = 0
@@ -92,13 +97,18 @@ class Blocks:
     @property
     def capacity(self) -> int:
         """Rows that the bounds allow now. There is room for the holders in a second tier before there is one."""
+        if self._capacity is not None:
+            return self._capacity
         words, widest = self.words, max(map(len, self.planes.values()), default=1)
         planned = _FIXED_BYTES + _FREE_BYTES + _WORD_BYTES * max(words, 2 * widest)
         rows = int(self.max_bytes / planned)
-        if words > 2 * widest:  # the table may have grown when rows were narrower and there were more of them
-            left = self.max_bytes - self._table.size_bytes
-            rows = min(rows, int(left / (_COLUMN_BYTES + _FREE_BYTES + _WORD_BYTES * words)))
-        return max(1, min(self._reserved, self.max_blocks, rows))
+        capacity = max(1, min(self._reserved, self.max_blocks, rows))
+        if words <= 2 * widest:
+            self._capacity = capacity  # until there are other planes
+            return capacity
+        # The table may have grown when rows were narrower and there were more of them.
+        left = self.max_bytes - self._table.size_bytes
+        return max(1, min(capacity, int(left / (_COLUMN_BYTES + _FREE_BYTES + _WORD_BYTES * words))))
 
     @property
     def size_bytes(self) -> int:
@@ -110,10 +120,16 @@ class Blocks:
         """The words of a plane, at least `words` many."""
         columns = self.planes.setdefault(plane, [])
         while len(columns) < words:
+            self._capacity = None
             columns.append(reserve(self._reserved, np.uint64))
             if self.high <= self.capacity:  # else there is no room before `shrink` has made some
                 self._frontier.fill(columns[-1:], 0, min(self._frontier.ready, self.capacity))
         return columns
+
+    def drop(self, plane: Plane) -> None:
+        """Forget who holds what in this plane. Rows that nobody holds any more stay until `wipe` comes by."""
+        del self.planes[plane]
+        self._capacity = None
 
     def leading(self, keys: Numbers) -> Rows:
         """The rows of the first keys, up to one that has none. What comes after it is not looked at.
@@ -152,7 +168,7 @@ class Blocks:
 
         -1 where the engine's hash is already known for another block: such a report contradicts an earlier one.
         """
-        self.all_new = False
+        self.all_new, self.fresh = False, None
         count, table = len(keys), self._table
         if (room := self.capacity - self.count) < count:
             self._evict(count - room)
@@ -161,15 +177,19 @@ class Blocks:
         if engines is None:
             known = np.zeros(0, dtype=np.intp)
         else:
-            known = self._engine_rows(aim.found[count:])
-            if rows.max() < 0 and known.max() < 0 and (plan := table.plan(aim)) is not None:  # the usual case
+            if aim.found.max() < 0 and (plan := table.plan(aim)) is not None:  # the usual case
+                high = self.high
                 rows = self._allocate(count)
-                self.key[rows] = keys
-                self.engine[rows] = engines
-                self.used[rows] = self.clock
-                table.commit(plan, np.concatenate((rows, rows + self._reserved)))
                 self.all_new = True
+                if self.high - high == count:
+                    self.fresh = slice(high, self.high)
+                where = rows if self.fresh is None else self.fresh  # a slice is copied to, rows are looked up
+                self.key[where] = keys
+                self.engine[where] = engines
+                self.used[where] = self.clock
+                table.commit(plan, np.concatenate((rows, rows + self._reserved)))
                 return rows
+            known = self._engine_rows(aim.found[count:])
             wrong = (known >= 0) & (self.key.take(known) != keys)
             if wrong.any():
                 right = ~wrong
@@ -186,7 +206,7 @@ class Blocks:
         if plan is None:  # some come twice
             self._add_missing(keys, rows, missing)
             if engines is not None and len(unknown):
-                hashes, first, _ = _distinct(engines.take(unknown))
+                hashes, first, _ = distinct(engines.take(unknown))
                 targets = self._name(rows, keys, hashes, unknown.take(first))
                 table.insert(hashes, targets + self._reserved)
             return rows
@@ -208,7 +228,7 @@ class Blocks:
         """As `_add`, for keys of which some are there more than once; the table learns them, too."""
         if not len(missing):
             return
-        fresh, first, inverse = _distinct(keys.take(missing))
+        fresh, first, inverse = distinct(keys.take(missing))
         added = self._add(fresh, rows, missing.take(first))
         self._table.insert(fresh, added)
         if inverse is not None:
@@ -361,30 +381,6 @@ class Blocks:
             self._reset()  # empty: the memory goes back
 
 
-def _distinct(numbers: Numbers) -> tuple[Numbers, Rows, Rows | None]:
-    """The distinct numbers in their order, where each occurs first, and which of them each is (None: all differ)."""
-    if not _repeats(numbers):
-        return numbers, np.arange(len(numbers)), None
-    distinct, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return distinct[order], first[order], place[inverse]
-
-
 def _known(rows: Rows) -> Rows:
     """Up to the first -1."""
     return rows[: int(np.argmin(rows))] if len(rows) and rows.min() < 0 else rows
-
-
-def different(rows: Rows) -> Rows:
-    """Each once, ascending. (`np.unique` hashes, which takes ten times as long.)"""
-    ordered = np.sort(rows)
-    keep = np.ones(len(ordered), dtype=np.bool_)
-    np.not_equal(ordered[1:], ordered[:-1], out=keep[1:])
-    return ordered[keep]
-
-
-def _repeats(numbers: Numbers) -> bool:
-    ordered = np.sort(numbers)
-    return bool((ordered[1:] == ordered[:-1]).any())

@@ -128,25 +128,31 @@ def chain(digests: Keys, parent: int) -> Keys:
 
 
 class Runs:
-    """Keys of many runs of consecutive blocks that follow each other in one array.
+    """Keys of many runs of consecutive blocks that follow each other in one array, from `starts`, the first of them 0.
 
     One running sum serves them all: the key of the block at `i` of a run that begins at `s` is
     `M^(i+1) * (sum(i) + offset)` with `offset = M^-s * parent - sum(s-1)`. So a run's parent may be a block of an
     earlier one, and is needed only for the run's offset.
     """
 
-    def __init__(self, digests: Keys) -> None:
+    def __init__(self, digests: Keys, starts: Sequence[int]) -> None:
         count = len(digests)
         self._powers, self._inverses = _POWERS, _INVERSES
         if count > MOST_CHAINED:
             self._powers, self._inverses = _powers(_M, count), _powers(_INVERSE, count)
         self._sums = digests * self._inverses[1 : count + 1]
         np.cumsum(self._sums, out=self._sums)
+        places = np.array(starts, dtype=np.intp)
+        before = self._sums.take(places - 1)  # of the first run, which begins at 0, it is none
+        before[:1] = 0
+        self._anchors: list[tuple[int, int]] = list(
+            zip(self._inverses.take(places).tolist(), before.tolist(), strict=True)
+        )
 
-    def offset(self, start: int, parent: int) -> int:
-        """Of the run that begins at `start` and follows the block with key `parent`, or a root."""
-        before = int(self._sums[start - 1]) if start else 0
-        return (int(self._inverses[start]) * parent - before) & _MASK
+    def offset(self, run: int, parent: int) -> int:
+        """Of this run, which follows the block with key `parent`, or a root."""
+        inverse, before = self._anchors[run]
+        return int(inverse * parent - before & _MASK)
 
     def key(self, at: int, offset: int) -> int:
         """Of one block, given the offset of its run."""

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from epp.kvevents.events import KVEvent
 from epp.prefixcache.precise.blocks import Blocks
+from epp.prefixcache.precise.counters import Counters
+from epp.prefixcache.precise.fingerprints import Rows
 from epp.prefixcache.precise.hashing import BlockHasher, Keys
-from epp.prefixcache.precise.ingestion import MAX_ADAPTERS, Counters, Ingestion
+from epp.prefixcache.precise.ingestion import MAX_ADAPTERS, Ingestion
 from epp.prefixcache.precise.lanes import WORD, Lanes
-from epp.prefixcache.precise.lookup import Rows
 from epp.prefixcache.precise.matching import LaneMatch, match_rows
 from epp.prefixcache.precise.speculation import Record, Speculation
 from epp.prefixcache.precise.tiers import DEFAULT_WEIGHTS, RESTORED, SPECULATIVE, Tiers
@@ -202,7 +203,7 @@ class PreciseIndex:
     def drop_restored(self) -> None:
         """What no event has confirmed by now is not believed any more; its rows are freed by `tidy`."""
         for plane in [key for key in self.blocks.planes if self.tiers.names[key[0]].startswith(RESTORED)]:
-            del self.blocks.planes[plane]
+            self.blocks.drop(plane)
             self._sweep_wanted = True
 
     # Upkeep

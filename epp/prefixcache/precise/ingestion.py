@@ -7,18 +7,30 @@ taken by the thousand blocks, of however many endpoints: which endpoint a block 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored, KVEvent
-from epp.prefixcache.precise.blocks import Blocks, Plane, different
+from epp.prefixcache.precise.blocks import Blocks, Plane
 from epp.prefixcache.precise.copies import Copies
+from epp.prefixcache.precise.counters import Counters
+from epp.prefixcache.precise.duplicates import different
+from epp.prefixcache.precise.fingerprints import Rows
 from epp.prefixcache.precise.hashing import BlockHasher, Keys
 from epp.prefixcache.precise.lanes import WORD, Lanes
-from epp.prefixcache.precise.lookup import Rows
-from epp.prefixcache.precise.stores import MOST_OF_EVENT, cut, engine_hashes, hashes_of, resolve, well_formed
+from epp.prefixcache.precise.stores import (
+    MOST_OF_EVENT,
+    StoredBlocks,
+    Stores,
+    columns,
+    cut,
+    engine_hashes,
+    hashes_of,
+    resolve,
+    well_formed,
+)
 from epp.prefixcache.precise.tiers import RESTORED, Tiers
 
 MAX_BLOCK_SIZES = 8
@@ -33,28 +45,6 @@ MOST_AT_ONCE = 4096
 _WORD_SHIFT = WORD.bit_length() - 1
 _ONE = np.uint64(1)
 _TOKEN_BYTES = 4
-
-
-@dataclass(slots=True)
-class Counters:
-    """What happened so far, in blocks (`conflicts`, `malformed`, `clears`, `block_sizes_refused`: events).
-
-    Of the hashes in removals, `suppressed` took a copy of a block that stays, `forwarded` are all others.
-    """
-
-    stored: int = 0
-    removed: int = 0
-    moved: int = 0
-    orphans: int = 0
-    unknown_removals: int = 0
-    conflicts: int = 0
-    malformed: int = 0
-    copies: int = 0
-    suppressed: int = 0
-    forwarded: int = 0
-    clears: int = 0
-    block_sizes_refused: int = 0
-    expired: int = 0
 
 
 class Ingestion:
@@ -87,23 +77,24 @@ class Ingestion:
     def apply(self, batches: Iterable[tuple[str, Sequence[KVEvent]]]) -> None:
         """Events by endpoint; those of one endpoint in their order, of which the index of all keeps what matters."""
         owners: list[str] = []
+        events: list[KVEvent] = []
+        for endpoint, some in batches:
+            owners += [endpoint] * len(some)
+            events += some
+        if _no_clear(events):  # as nearly always
+            self._apply(owners, events)
+            return
+        whose: list[str] = []
         pending: list[BlockStored | BlockRemoved] = []
-        size = 0
-        most = MOST_AT_ONCE if self._blocks.capacity >= 2 * MOST_AT_ONCE else MOST_OF_EVENT
-        for endpoint, events in batches:
-            for event in events:
-                if isinstance(event, AllBlocksCleared):
-                    self._flush(owners, pending)
-                    owners, pending, size = [], [], 0
-                    self._clear(endpoint)
-                    continue
-                size += len(event.block_hashes)
-                if size > most and pending:
-                    self._flush(owners, pending)
-                    owners, pending, size = [], [], len(event.block_hashes)
-                owners.append(endpoint)
+        for owner, event in zip(owners, events, strict=True):
+            if isinstance(event, AllBlocksCleared):
+                self._apply(whose, pending)
+                whose, pending = [], []
+                self._clear(owner)
+            else:
+                whose.append(owner)
                 pending.append(event)
-        self._flush(owners, pending)
+        self._apply(whose, pending)
 
     def accepts(self, block_size: int) -> bool:
         """Whether blocks of this size are indexed. The first few sizes are."""
@@ -119,8 +110,25 @@ class Ingestion:
         column = self._blocks.plane(plane, self._lanes.words)[lane // WORD]
         column[rows] |= np.uint64(1 << lane % WORD)
 
+    def _apply(self, owners: Sequence[str], events: Sequence[BlockStored | BlockRemoved]) -> None:
+        """So many at a time."""
+        most = MOST_AT_ONCE if self._blocks.capacity >= 2 * MOST_AT_ONCE else MOST_OF_EVENT
+        counts = [len(event.block_hashes) for event in events]
+        begin = 0
+        if sum(counts) > most:
+            size = 0
+            for at, count in enumerate(counts):
+                if size + count > most and at > begin:
+                    self._flush(owners[begin:at], events[begin:at])
+                    begin, size = at, 0
+                size += count
+        self._flush(owners[begin:], events[begin:])
+
     def _flush(self, owners: Sequence[str], events: Sequence[BlockStored | BlockRemoved]) -> None:
         """In pieces within which no endpoint stores a block again that it has removed."""
+        if _only_stores(events):
+            self._stores(owners, events)
+            return
         begin = 0
         removed: dict[str, set[int]] = {}
         for at, (owner, event) in enumerate(zip(owners, events, strict=True)):
@@ -135,9 +143,6 @@ class Ingestion:
     def _piece(self, owners: Sequence[str], events: Sequence[BlockStored | BlockRemoved]) -> None:
         """All stores, then all removals: a parent that is removed is still known to its children then."""
         stores = [event for event in events if isinstance(event, BlockStored)]
-        if len(stores) == len(events):
-            self._stores(owners, stores)
-            return
         storing = [owner for owner, event in zip(owners, events, strict=True) if isinstance(event, BlockStored)]
         self._stores(storing, stores)
         removals = [event for event in events if isinstance(event, BlockRemoved)]
@@ -147,16 +152,18 @@ class Ingestion:
     def _stores(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
         if not events:
             return
-        size = events[0].block_size
-        lengths = [len(event.block_hashes) for event in events]
+        stores = columns(events)
+        size = stores.sizes[0]
+        lengths = list(map(len, stores.hashes))
         if (
             size in self.block_sizes
+            and stores.sizes.count(size) == len(events)
             and min(lengths) > 0
             and max(lengths) <= MOST_OF_EVENT
-            and all([event.block_size == size and not event.extras for event in events])  # noqa: C419 (half the time)
-            and [len(event.token_ids) for event in events] == [length * size * _TOKEN_BYTES for length in lengths]
+            and not any(stores.extras)
+            and list(map(len, stores.tokens)) == list(map((size * _TOKEN_BYTES).__mul__, lengths))
         ):
-            self._store(owners, events)  # as nearly always: nothing more to look at
+            self._store(owners, stores)  # as nearly always: nothing more to look at
             return
         self._sort_out(owners, events)
 
@@ -169,7 +176,7 @@ class Ingestion:
             if not event.token_ids:
                 # It names blocks that an earlier event of this very batch may have brought.
                 for group in by_size.values():
-                    self._store(*group)
+                    self._store_all(*group)
                 by_size.clear()
                 self._move(owner, event)
             elif not well_formed(event):
@@ -180,17 +187,20 @@ class Ingestion:
                     group[0].append(owner)
                     group[1].append(part)
                     if len(part.block_hashes) >= MOST_OF_EVENT:
-                        self._store(*group)
+                        self._store_all(*group)
                         by_size[event.block_size] = group = ([], [])
             else:
                 self.counters.block_sizes_refused += 1
         for group in by_size.values():
-            self._store(*group)
+            self._store_all(*group)
 
-    def _store(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
+    def _store_all(self, owners: Sequence[str], events: Sequence[BlockStored]) -> None:
+        """Events of one block size, if there are any."""
+        if events:
+            self._store(owners, columns(events))
+
+    def _store(self, owners: Sequence[str], events: Stores) -> None:
         """Events of one block size."""
-        if not events:
-            return
         blocks, counters = self._blocks, self.counters
         blocks.clock += 1
         stored = resolve(events, self._hasher, self._keys_of)
@@ -198,62 +208,58 @@ class Ingestion:
         if not len(stored.keys):
             return
         rows = blocks.upsert(stored.keys, stored.engines)
-        engines = stored.engines
-        event_of: Rows | None = None
-        if rows.min() < 0:
-            good = np.flatnonzero(rows >= 0)
-            counters.conflicts += len(rows) - len(good)
-            event_of = stored.event.take(good)
-            rows, engines = rows.take(good), engines.take(good)
         lanes = {owner: self._lanes.assign(owner) for owner in dict.fromkeys(owners)}
-        self.endpoint_sizes.update(dict.fromkeys(lanes, events[0].block_size))
-        planes = {(event.medium, event.group) for event in events}
-        if len(lanes) == 1 == len(planes):
-            plane, lane = self._plane(events[0]), lanes[owners[0]]
-            if self._may_be_copies and (again := self._held(plane, lane, rows)) is not None:
-                if event_of is None:
-                    event_of = stored.event
-                names = self._names(rows[again], engines[again])
-                self._copied(plane, np.full(len(again), lane), names, event_of[again], events)
-            self.hold(plane, lane, rows)
+        lane_of = np.array(list(map(lanes.__getitem__, owners)))
+        self.endpoint_sizes.update(dict.fromkeys(lanes, events.sizes[0]))
+        medium, group = events.media[0], events.groups[0]
+        one_plane = events.media.count(medium) == events.groups.count(group) == len(events.media)
+        if blocks.fresh is not None and one_plane:
+            self._hold_fresh(self._plane(medium, group), blocks.fresh, lane_of, stored.lengths)
         else:
-            if event_of is None:
-                event_of = stored.event
-            lane_of = np.array([lanes[owner] for owner in owners])
-            if len(planes) == 1:
-                self._hold_all(self._plane(events[0]), lane_of, rows, engines, event_of, events)
-            else:
-                plane_of = [self._plane(event) for event in events]
-                for plane in set(plane_of):
-                    chosen = np.array([own == plane for own in plane_of]).take(event_of)
-                    self._hold_all(plane, lane_of, rows[chosen], engines[chosen], event_of[chosen], events)
-        for name in {event.lora_name for event in events}:
+            rows = self._hold_known(rows, lane_of, stored, events)
+        for name in set(events.adapters):
             if name and len(self.adapters) < MAX_ADAPTERS:
                 self.adapters.add(name)
         counters.stored += len(rows)
 
-    def _plane(self, event: BlockStored | BlockRemoved) -> Plane:
-        return self._tiers.number(event.medium), min(event.group, MAX_GROUPS)
+    def _hold_fresh(self, plane: Plane, rows: slice, lane_of: Rows, lengths: Sequence[int]) -> None:
+        """As nearly always: rows nobody holds yet, one after the other, in one plane. `lengths`: rows of each event."""
+        words, bits = lane_of // WORD, _bits(lane_of)
+        for word, column in enumerate(self._blocks.plane(plane, self._lanes.words)):
+            here = words == word
+            if here.any():
+                column[rows] |= np.repeat(bits * here, lengths)
+
+    def _hold_known(self, rows: Rows, lane_of: Rows, stored: StoredBlocks, events: Stores) -> Rows:
+        """Rows that somebody may hold already, in whatever planes. Returns those that could be stored."""
+        engines, event_of = stored.engines, stored.event
+        if rows.min() < 0:
+            good = np.flatnonzero(rows >= 0)
+            self.counters.conflicts += len(rows) - len(good)
+            rows, engines, event_of = rows.take(good), engines.take(good), event_of.take(good)
+        plane_of = list(map(self._plane, events.media, events.groups))
+        planes = set(plane_of)
+        if len(planes) == 1:
+            self._hold_all(plane_of[0], lane_of, rows, engines, event_of, events)
+            return rows
+        for plane in planes:
+            chosen = np.array([own == plane for own in plane_of]).take(event_of)
+            self._hold_all(plane, lane_of, rows[chosen], engines[chosen], event_of[chosen], events)
+        return rows
+
+    def _plane(self, medium: str, group: int) -> Plane:
+        return self._tiers.number(medium), min(group, MAX_GROUPS)
 
     @property
     def _may_be_copies(self) -> bool:
         """Whether some of the blocks that were just stored may be held by their lanes already."""
         return self.copies is not None and not self._blocks.all_new
 
-    def _held(self, plane: Plane, lane: int, rows: Rows) -> Rows | None:
-        """Which of these blocks the lane holds already, or has among them before; None: none of them."""
-        words = self._blocks.planes.get(plane, ())
-        again = None
-        if lane // WORD < len(words):
-            again = words[lane // WORD].take(rows) & np.uint64(1 << lane % WORD) != 0
-        return _marked(again, rows)
-
-    def _copied(self, plane: Plane, lanes: Rows, engines: Keys, event_of: Rows, events: Sequence[BlockStored]) -> None:
+    def _copied(self, plane: Plane, lanes: Rows, engines: Keys, event_of: Rows, events: Stores) -> None:
         """Blocks that their lanes hold already came once more."""
         assert self.copies is not None
         for lane, engine, at in zip(lanes.tolist(), engines.tolist(), event_of.tolist(), strict=True):
-            event = events[at]
-            if event.parent_hash is not None and not event.again and self.copies.add(plane, lane, engine):
+            if events.parents[at] is not None and not events.again[at] and self.copies.add(plane, lane, engine):
                 self.counters.copies += 1
 
     def _hold_all(
@@ -263,7 +269,7 @@ class Ingestion:
         rows: Rows,
         engines: Keys,
         event_of: Rows,
-        events: Sequence[BlockStored],
+        events: Stores,
     ) -> None:
         """As `hold`, for the lane of each row's event."""
         lanes = lane_of.take(event_of)
@@ -288,14 +294,14 @@ class Ingestion:
         if len(rows):
             self._blocks.clock += 1
             self._blocks.used[rows] = self._blocks.clock
-            self.hold(self._plane(event), self._lanes.assign(owner), rows)
+            self.hold(self._plane(event.medium, event.group), self._lanes.assign(owner), rows)
             self.counters.moved += len(rows)
 
     def _removals(self, owners: Sequence[str], events: Sequence[BlockRemoved]) -> None:
         by_plane: dict[Plane, tuple[list[int], list[BlockRemoved]]] = {}
         for owner, event in zip(owners, events, strict=True):
             lane = self._lanes.get(owner)
-            lanes, group = by_plane.setdefault(self._plane(event), ([], []))
+            lanes, group = by_plane.setdefault(self._plane(event.medium, event.group), ([], []))
             lanes.append(-1 if lane is None else lane)
             group.append(event)
         for plane, (lanes, group) in by_plane.items():
@@ -355,6 +361,14 @@ class Ingestion:
         return known, np.where(known, self._blocks.key.take(np.maximum(rows, 0)), np.uint64(0))
 
 
+def _no_clear(events: Sequence[KVEvent]) -> TypeGuard[Sequence[BlockStored | BlockRemoved]]:
+    return AllBlocksCleared not in map(type, events)
+
+
+def _only_stores(events: Sequence[BlockStored | BlockRemoved]) -> TypeGuard[Sequence[BlockStored]]:
+    return BlockRemoved not in map(type, events)
+
+
 def _marked(held: NDArray[np.bool_] | None, names: Rows) -> Rows | None:
     """Where something is held, or comes after its like. None: nowhere, as nearly always."""
     if len(names) > 1 and (names[1:] <= names[:-1]).any():
@@ -368,11 +382,16 @@ def _marked(held: NDArray[np.bool_] | None, names: Rows) -> Rows | None:
     return None if held is None or not held.any() else np.flatnonzero(held)
 
 
+def _bits(lanes: Rows) -> NDArray[np.uint64]:
+    """Of each lane, in its word."""
+    return _ONE << (lanes & (WORD - 1)).astype(np.uint64)
+
+
 def _by_word(
     columns: Sequence[NDArray[np.uint64]], lanes: Rows
 ) -> Iterable[tuple[NDArray[np.uint64], slice | NDArray[np.bool_], NDArray[np.uint64]]]:
     """The columns that these lanes have a bit in: which of the lanes, and their bits there."""
-    bits = _ONE << (lanes & (WORD - 1)).astype(np.uint64)
+    bits = _bits(lanes)
     if len(columns) == 1 and (not len(lanes) or lanes.max() < WORD):
         yield columns[0], slice(None), bits
         return

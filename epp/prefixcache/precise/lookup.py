@@ -24,24 +24,24 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from epp.prefixcache.precise.fingerprints import (
+    Numbers,
+    Rows,
+    equal_bytes,
+    fingerprints,
+    lowest_byte,
+    mix,
+    zero_bytes,
+)
 from epp.prefixcache.precise.memory import Frontier, reserve
-
-Numbers = NDArray[np.uint64]
-Rows = NDArray[np.intp]
 
 WAYS = 8
 LOAD = 0.55
 SLOT_BYTES = 1 + 4 + 1
 BYTES_PER_ENTRY = SLOT_BYTES / LOAD
 
-_SPREAD = np.uint64(0x9E3779B97F4A7C15)
-_HALF = np.uint64(32)
 _SECOND = np.uint64(28)  # the second set's bits begin here
-_TOP = np.uint64(56)
 _ONE = np.uint64(1)
-_LOW = np.uint64(0x0101010101010101)
-_HIGH = np.uint64(0x8080808080808080)
-_LEAST_MARK = np.uint64(2)  # see `_zero_bytes`
 _FILTER = np.uint64(48)
 _FIRST_BITS = 6
 _FIRST_SETS = 1 << _FIRST_BITS
@@ -115,9 +115,16 @@ class Lookup:
 
     def _aim(self, numbers: Numbers, firsts: int) -> Aim:
         hashes, sets, marks, words = self._look(numbers)
-        found = np.full((2, len(numbers)), -1, dtype=np.intp)
-        self._probe(words, sets, marks, numbers, found, firsts)
-        best = np.maximum(found[0], found[1])
+        hits = equal_bytes(words, marks).reshape(-1)
+        owner = np.flatnonzero(hits != 0)  # of booleans it is three times as fast
+        if 0 < len(owner) < len(numbers) // 4:
+            owner = self._sift(hits, owner, sets.reshape(-1), hashes.reshape(-1))
+        if len(owner):
+            found = np.full((2, len(numbers)), -1, dtype=np.intp)
+            self._probe(hits, owner, sets.reshape(-1), numbers, found.reshape(-1), firsts)
+            best = np.maximum(found[0], found[1])
+        else:
+            best = np.full(len(numbers), -1, dtype=np.intp)
         if self._overflow:
             self._find_overflow(hashes[0], numbers, best, firsts)
         return Aim(best, numbers, hashes, sets, marks, words)
@@ -125,10 +132,10 @@ class Lookup:
     def _look(self, numbers: Numbers) -> tuple[Numbers, Rows, Numbers, Numbers]:
         """Hashes, both sets, fingerprints, and what is in the sets."""
         hashes = np.empty((2, len(numbers)), dtype=np.uint64)
-        mixed = _mix(numbers, hashes[0])
+        mixed = mix(numbers, hashes[0])
         np.right_shift(mixed, _SECOND, out=hashes[1])
         sets = self._set(hashes)
-        return hashes, sets, _fingerprints(mixed), self._marks.take(sets)
+        return hashes, sets, fingerprints(mixed), self._marks.take(sets)
 
     def plan(self, aim: Aim, chosen: Rows | None = None) -> Plan | None:
         """Slots for all that was aimed at, or those at `chosen`, all of which are new.
@@ -172,26 +179,61 @@ class Lookup:
 
     def commit(self, plan: Plan, values: Rows) -> None:
         """Insert what was planned, whose `names()` are set. Nothing has been inserted in between."""
-        self.count += len(values)
-        small = values.astype(np.uint32)
         slots, bits, hashes, sets, marks, lost, full = plan
         won: slice | NDArray[np.bool_] = slice(None)  # of those that share a slot the last one leaves its data there
         if full:
             won = np.ones(len(slots), dtype=np.bool_)
             won[lost] = False
-        where = slots[won]
-        self._rows[where] = small[won]
-        self._marks.view(np.uint8)[where] = marks[won]
-        self._next_bits[where] = bits[won]
-        if not len(lost):
-            return
-        hashes, sets, marks = hashes.take(lost, axis=1), sets.take(lost, axis=1), marks[lost]
-        if len(lost) > _FEW and not full:  # of a small table many want the same slots
-            self.count -= len(lost)
-            again, _ = self._plan(hashes, sets, marks, self._marks.take(sets))
-            self.commit(again, values[lost])
-        else:
-            self._settle(hashes, sets, marks, small[lost])
+        self._write(slots[won], values[won].astype(np.uint32), marks[won], bits[won])
+        self.count += len(values) - len(lost)
+        if len(lost):
+            insert = self._settle if len(lost) <= _FEW else self._retry
+            insert(hashes.take(lost, axis=1), sets.take(lost, axis=1), marks.take(lost), values.take(lost))
+
+    def _write(self, slots: Rows, values: NDArray[Any], marks: NDArray[np.uint8], bits: NDArray[np.uint8]) -> None:
+        self._rows[slots] = values
+        self._marks.view(np.uint8)[slots] = marks
+        self._next_bits[slots] = bits
+
+    def _settle(self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], values: Rows) -> None:
+        """Insert a few that got no slot at first, one after the other: for a handful that is cheaper than arrays."""
+        count = len(marks)
+        both = sets.reshape(-1).tolist()
+        held = dict(zip(both, self._marks.take(sets).reshape(-1).view("V8").tolist(), strict=True))
+        slots, ways, full = [], [], []
+        for number, mark in enumerate(marks.tolist()):
+            emptier = held[both[number + count]].count(0) > held[both[number]].count(0)
+            way = number + count if emptier else number
+            word = held[both[way]]
+            free = word.find(0)
+            if free < 0:
+                full.append(number)
+                continue
+            held[both[way]] = word[:free] + bytes((mark,)) + word[free + 1 :]
+            slots.append(both[way] * WAYS + free)
+            ways.append(way)
+        if full:
+            self._spill(values.take(full))
+        if slots:
+            places, chosen = np.array(slots), np.array(ways)
+            numbers = chosen % count
+            bits = self._remembered(hashes.reshape(-1).take(chosen), places)
+            self._write(places, values.take(numbers), marks.take(numbers), bits)
+            self.count += len(slots)
+
+    def _retry(self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], values: Rows) -> None:
+        """As `_settle`, for many: of those that share a slot one gets it each time."""
+        words = self._marks.take(sets)
+        full = ~zero_bytes(words).any(axis=0)
+        if full.any():
+            self._spill(values[full])
+            left = np.flatnonzero(~full)
+            if not len(left):
+                return
+            hashes, sets, words = hashes.take(left, axis=1), sets.take(left, axis=1), words.take(left, axis=1)
+            marks, values = marks[left], values[left]
+        plan, _ = self._plan(hashes, sets, marks, words)
+        self.commit(plan, values)
 
     def reserve(self, count: int) -> None:
         """Make room for so many more."""
@@ -218,23 +260,37 @@ class Lookup:
     def remove(self, numbers: Numbers, values: Rows) -> None:
         """Take out numbers that are held, each once of its kind, with the values they have."""
         self.count -= len(numbers)
-        mixed = _mix(numbers)
-        marks = _fingerprints(mixed)
+        mixed = mix(numbers)
+        marks = fingerprints(mixed)
         left = self._clear(self._set(mixed), marks, values)
         if len(left):
             left = left[self._clear(self._set(mixed[left] >> _SECOND), marks[left], values[left])]
             for number, value in zip(numbers[left].tolist(), values[left].tolist(), strict=True):
                 self._overflow.pop((number, value >= self._divide), None)
 
-    def _probe(self, words: Numbers, sets: Rows, marks: Numbers, numbers: Numbers, found: Rows, firsts: int) -> None:
-        """Fill `found` where a number is in its set. Shape `(n,)`, or `(2, n)` for both sets at once."""
+    def _sift(self, hits: Numbers, owner: Rows, sets: Rows, hashes: Numbers) -> Rows:
+        """Drop hits of slots that remember other bits: the fingerprint is the same by chance.
+
+        That spares two reads far away for each, of a row and of its name. Where most hits are right it is a detour.
+        """
+        left = owner
+        while len(left):
+            bits = hits.take(left)
+            slots = sets.take(left) * WAYS + lowest_byte(bits)
+            wrong = np.flatnonzero(self._next_bits.take(slots) != self._remembered(hashes.take(left), slots))
+            left, bits = left.take(wrong), bits.take(wrong)
+            bits &= bits - _ONE
+            hits[left] = bits
+            left = left[bits != 0]
+        kept: Rows = owner[hits.take(owner) != 0]
+        return kept
+
+    def _probe(self, hits: Numbers, owner: Rows, sets: Rows, numbers: Numbers, found: Rows, firsts: int) -> None:
+        """Fill `found` where a number is in its set, of those at `owner`, all of which have hits in theirs."""
         names, count = self._names(), len(numbers)
-        hits = _equal_bytes(words, marks).reshape(-1)
-        sets, found = sets.reshape(-1), found.reshape(-1)
-        owner = np.flatnonzero(hits)
         while len(owner):
             bits = hits.take(owner)
-            values = self._rows.take(sets.take(owner) * WAYS + _lowest_byte(bits)).astype(np.intp)
+            values = self._rows.take(sets.take(owner) * WAYS + lowest_byte(bits)).astype(np.intp)
             number = owner if len(hits) == count else owner % count
             right = names.take(values) == numbers.take(number)
             right &= (values >= self._divide) == (number >= firsts)
@@ -247,19 +303,21 @@ class Lookup:
             owner = owner[~right & (bits != 0)]
 
     def _find_overflow(self, mixed: Numbers, numbers: Numbers, found: Rows, firsts: int) -> None:
-        maybe = self._overflow_filter.take(mixed >> _FILTER)
-        for at in np.flatnonzero(maybe & (found < 0)).tolist():
-            found[at] = self._overflow.get((int(numbers[at]), at >= firsts), -1)
+        maybe = np.flatnonzero(self._overflow_filter.take((mixed >> _FILTER).view(np.intp)))
+        for at, number in zip(maybe.tolist(), numbers.take(maybe).tolist(), strict=True):
+            value = self._overflow.get((number, at >= firsts))
+            if value is not None:
+                found[at] = value
 
     def _clear(self, sets: Rows, marks: Numbers, rows: Rows) -> Rows:
         """Empty the slots of these values; returns the positions of those that are not in their set."""
         flat = self._marks.view(np.uint8)
         missing = np.ones(len(sets), dtype=np.bool_)
-        hits = _equal_bytes(self._marks.take(sets), marks)
+        hits = equal_bytes(self._marks.take(sets), marks)
         owner = np.flatnonzero(hits)
         while len(owner):
             bits = hits.take(owner)
-            slots = sets.take(owner) * WAYS + _lowest_byte(bits)
+            slots = sets.take(owner) * WAYS + lowest_byte(bits)
             right = self._rows.take(slots) == rows.take(owner)
             flat[slots[right]] = 0
             missing[owner[right]] = False
@@ -278,41 +336,24 @@ class Lookup:
 
     def _choose(self, hashes: Numbers, sets: Rows, words: Numbers) -> tuple[Numbers, Rows, NDArray[np.uint8]]:
         """A slot of the emptier set for each, its free slots (0: there is none), and the bits to remember there."""
-        free = _zero_bytes(words)
+        free = zero_bytes(words)
         spare = np.bitwise_count(free)
-        second = spare[1] > spare[0]
-        best = np.where(second, free[1], free[0])
-        slots = np.where(second, sets[1], sets[0])
+        count = len(spare[0])
+        emptier = (spare[1] > spare[0]).astype(np.intp)
+        emptier *= count
+        emptier += np.arange(count)
+        best = free.reshape(-1).take(emptier)  # several times as fast as `np.where`, whose branches nobody foresees
+        slots = sets.reshape(-1).take(emptier)
         slots *= WAYS
-        slots += _lowest_byte(best)
-        return best, slots, self._remembered(np.where(second, hashes[1], hashes[0]), slots)
+        slots += lowest_byte(best)
+        return best, slots, self._remembered(hashes.reshape(-1).take(emptier), slots)
 
-    def _settle(self, hashes: Numbers, sets: Rows, marks: NDArray[np.uint8], values: NDArray[np.uint32]) -> None:
-        """Put distinct numbers where there is room, one after the other. They are few: they want slots of others."""
-        flat = self._marks.view(np.uint8)
-        slots, seconds = [], []
-        for first, second, mark in zip(*sets.tolist(), marks.tolist(), strict=True):
-            one, two = (flat[at * WAYS : (at + 1) * WAYS].tobytes() for at in (first, second))
-            better = two.count(0) > one.count(0)
-            free = (two if better else one).find(0)
-            slots.append((second if better else first) * WAYS + free if free >= 0 else -1)
-            seconds.append(better)
-            if free >= 0:
-                flat[slots[-1]] = mark
-        where = np.array(slots, dtype=np.intp)
-        chosen = np.where(seconds, hashes[1], hashes[0])
-        fits = where >= 0
-        if not fits.all():
-            self._spill(values[~fits])
-            where, values, chosen = where[fits], values[fits], chosen[fits]
-        self._rows[where] = values
-        self._next_bits[where] = self._remembered(chosen, where)
-
-    def _spill(self, values: NDArray[np.uint32]) -> None:
+    def _spill(self, values: Rows) -> None:
+        self.count += len(values)
         numbers = self._names().take(values)
         for number, value in zip(numbers.tolist(), values.tolist(), strict=True):
             self._overflow[number, value >= self._divide] = value
-        self._overflow_filter[_mix(numbers) >> _FILTER] = True
+        self._overflow_filter[mix(numbers) >> _FILTER] = True
 
     @property
     def _epoch_bit(self) -> int:
@@ -351,40 +392,6 @@ class Lookup:
     def _refresh(self, low: int, high: int) -> None:
         """Read the next 8 bits of the hashes in these slots, whose sets have just been split."""
         held = np.flatnonzero(self._marks.view(np.uint8)[low:high]) + low
-        mixed = _mix(self._names().take(self._rows.take(held)))
+        mixed = mix(self._names().take(self._rows.take(held)))
         by_first = self._set(mixed) == held >> 3
         self._next_bits[held] = self._remembered(np.where(by_first, mixed, mixed >> _SECOND), held)
-
-
-def _mix(numbers: Numbers, out: Numbers | None = None) -> Numbers:
-    mixed = np.multiply(numbers, _SPREAD, out=out)
-    mixed ^= mixed >> _HALF
-    return mixed
-
-
-def _fingerprints(mixed: Numbers) -> Numbers:
-    """0 marks an empty slot, and 1 is not used."""
-    marks: Numbers = mixed >> _TOP
-    return np.maximum(marks, _LEAST_MARK, out=marks)
-
-
-def _zero_bytes(words: Numbers) -> Numbers:
-    """The top bit of every byte that is 0. Where bytes may be 1, those above a 0 may be reported, too."""
-    zeros: Numbers = words - _LOW
-    zeros &= ~words
-    zeros &= _HIGH
-    return zeros
-
-
-def _equal_bytes(words: Numbers, marks: Numbers) -> Numbers:
-    """The top bit of every byte that equals the mark, and of some that do not."""
-    return _zero_bytes(words ^ (marks * _LOW))
-
-
-def _lowest_byte(bits: Numbers) -> Rows:
-    """Which byte has the lowest bit that is set, of those that `_zero_bytes` sets; 7 when none is."""
-    through: Numbers = bits - _ONE
-    through ^= bits
-    lowest: Rows = (np.bitwise_count(through) >> 3).astype(np.intp)
-    lowest -= 1
-    return lowest

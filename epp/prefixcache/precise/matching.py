@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epp.api.endpoints import FloatArray
+from epp.prefixcache.precise.fingerprints import Rows
 from epp.prefixcache.precise.lanes import WORD
-from epp.prefixcache.precise.lookup import Rows
 
 Bits = NDArray[np.uint64]
 

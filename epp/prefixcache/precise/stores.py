@@ -6,17 +6,39 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from operator import eq, itemgetter, sub
+from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import astuple
 from numpy.typing import NDArray
 
-from epp.kvevents.events import BlockStored
+from epp.kvevents.events import BlockExtras, BlockStored
 from epp.prefixcache.precise.hashing import BlockHasher, Keys, Runs, add_extras, extra_digest
 
 MOST_OF_EVENT = 1024
 """Blocks of one event that are handled in one go: as many as the smallest index has room for."""
 
 _ONE = np.uint64(1)
+
+
+class Stores(NamedTuple):
+    """BlockStored events as columns, in the order of that struct's fields: each is looked at by C code, all at once."""
+
+    hashes: Sequence[Sequence[int]]
+    parents: Sequence[int | None]
+    tokens: Sequence[bytes]
+    sizes: Sequence[int]
+    adapters: Sequence[str]
+    media: Sequence[str]
+    extras: Sequence[Sequence[BlockExtras | None]]
+    groups: Sequence[int]
+    again: Sequence[bool]
+
+
+def columns(events: Iterable[BlockStored]) -> Stores:
+    """At least one event."""
+    return Stores(*zip(*map(astuple, events), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,49 +64,50 @@ def engine_hashes(hashes: Sequence[int]) -> Keys:
 def hashes_of(runs: Iterable[Sequence[int]], count: int) -> Keys:
     """As `engine_hashes`, of `count` blocks in several runs."""
     array = np.fromiter(chain.from_iterable(runs), dtype=np.uint64, count=count)
-    return np.maximum(array, _ONE, out=array)
+    return array if array.all() else np.maximum(array, _ONE)
 
 
 def resolve(
-    events: Sequence[BlockStored], hasher: BlockHasher, find: Callable[[Keys], tuple[NDArray[np.bool_], Keys]]
+    events: Stores, hasher: BlockHasher, find: Callable[[Keys], tuple[NDArray[np.bool_], Keys]]
 ) -> StoredBlocks:
     """Keys of the blocks of events that all have one block size, at least one block, and as many ids as they need.
 
     `find` tells which engine hashes are known, and the keys of their blocks. A parent may also have come with an
     earlier event of the same call. Runs without a known parent are left out and their blocks counted in `orphans`.
     """
-    blocks = [event.block_hashes for event in events]
+    blocks, parents, size = events.hashes, events.parents, events.sizes[0]
     lengths = list(map(len, blocks))
     hashes = hashes_of(blocks, sum(lengths))
-    digests = hasher.digests(b"".join([event.token_ids for event in events]), events[0].block_size)
-    if any(event.extras for event in events):
-        _mix_extras(digests, events, lengths)
+    digests = hasher.digests(b"".join(events.tokens), size)
+    if any(events.extras):
+        _mix_extras(digests, events.extras, lengths)
     # An event that goes on where the one before it ended, as they usually do, is of the same run.
-    parents = [event.parent_hash for event in events]
-    heads = [0, *[n for n in range(1, len(events)) if parents[n] is None or parents[n] != blocks[n - 1][-1]]]
-    ends = [*heads[1:], len(events)]
-    widths = [sum(lengths[head:end]) for head, end in zip(heads, ends, strict=True)]
-    starts = [0, *accumulate(widths[:-1])]
-    runs = Runs(digests)
-    offsets = _offsets(runs, [events[n] for n in heads], starts, hasher, find, hashes)
+    goes_on = map(eq, parents[1:], map(itemgetter(-1), blocks))
+    heads = [0, *[n for n, same in enumerate(goes_on, 1) if not same]]
+    ends = [0, *accumulate(lengths)]
+    starts = [ends[n] for n in heads]
+    widths = list(map(sub, [*starts[1:], ends[-1]], starts))
+    runs = Runs(digests, starts)
+    firsts = [(parents[n], events.adapters[n]) for n in heads]
+    offsets = _offsets(runs, firsts, starts, hasher, size, find, hashes)
     keys = runs.keys(np.repeat(np.array([offset or 0 for offset in offsets], dtype=np.uint64), widths))
     if None not in offsets:
         return StoredBlocks(keys, hashes, lengths, 0)
     known = [offset is not None for offset in offsets]
     keep = np.repeat(known, widths)
-    for ok, head, end in zip(known, heads, ends, strict=True):
+    for ok, head, end in zip(known, heads, [*heads[1:], len(blocks)], strict=True):
         if not ok:
             lengths[head:end] = [0] * (end - head)
     return StoredBlocks(keys[keep], hashes[keep], lengths, len(keep) - int(keep.sum()))
 
 
-def _mix_extras(digests: Keys, events: Sequence[BlockStored], lengths: Sequence[int]) -> None:
+def _mix_extras(digests: Keys, extras_of: Sequence[Sequence[BlockExtras | None]], lengths: Sequence[int]) -> None:
     start = 0
-    for event, length in zip(events, lengths, strict=True):
-        if event.extras:
+    for extras, length in zip(extras_of, lengths, strict=True):
+        if extras:
             pairs = [
                 (start + n, extra_digest(extra.media, extra.cache_salt))
-                for n, extra in enumerate(event.extras)
+                for n, extra in enumerate(extras)
                 if extra is not None
             ]
             add_extras(digests, [pair for pair in pairs if pair[1]])
@@ -93,14 +116,15 @@ def _mix_extras(digests: Keys, events: Sequence[BlockStored], lengths: Sequence[
 
 def _offsets(
     runs: Runs,
-    heads: Sequence[BlockStored],
+    firsts: Sequence[tuple[int | None, str]],
     starts: Sequence[int],
     hasher: BlockHasher,
+    size: int,
     find: Callable[[Keys], tuple[NDArray[np.bool_], Keys]],
     hashes: Keys,
 ) -> list[int | None]:
-    """Of each run, which begin at `starts` with the events `heads`; None: nobody knows the parent."""
-    asked = list({event.parent_hash for event in heads if event.parent_hash is not None})
+    """Of each run, which begin at `starts`: `firsts` has their parents and adapters. None: nobody knows the parent."""
+    asked = list({parent for parent, _ in firsts if parent is not None})
     inside: dict[int, int] = {}  # parents that come with this very call: where first
     outside: dict[int, int] = {}
     if asked:
@@ -114,19 +138,18 @@ def _offsets(
                     inside.setdefault(block, at)
     roots: dict[str, int] = {}
     offsets: list[int | None] = []
-    for event, start in zip(heads, starts, strict=True):
-        name = event.parent_hash
+    for run, (name, adapter) in enumerate(firsts):
         parent: int | None = None
         if name is None:
-            parent = roots.get(event.lora_name)
+            parent = roots.get(adapter)
             if parent is None:
-                parent = roots[event.lora_name] = hasher.root(event.lora_name, event.block_size)
+                parent = roots[adapter] = hasher.root(adapter, size)
         else:
             parent = outside.get(name)
-            if parent is None and (at := inside.get(name or 1, start)) < start:
+            if parent is None and (at := inside.get(name or 1, starts[run])) < starts[run]:
                 offset = offsets[bisect_right(starts, at) - 1]
                 parent = None if offset is None else runs.key(at, offset)
-        offsets.append(None if parent is None else runs.offset(start, parent))
+        offsets.append(None if parent is None else runs.offset(run, parent))
     return offsets
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from epp.kvevents.events import AllBlocksCleared, BlockRemoved, BlockStored
 from epp.prefixcache.precise.hashing import BlockHasher, Keys
-from epp.prefixcache.precise.stores import cut, engine_hashes, resolve, well_formed
+from epp.prefixcache.precise.stores import columns, cut, engine_hashes, resolve, well_formed
 from epp.prefixcache.shared import layout
 from epp.prefixcache.shared.layout import CHUNK, NAME_OVERHEAD, WIDTH, field, marker, packed, unpacked
 from epp.prefixcache.shared.pending import Operation
@@ -90,7 +90,7 @@ class Writer:
             who = field(endpoint, event.medium, event.group)
             by_size.setdefault(event.block_size, []).extend((who, part) for part in cut(event))
         for size, parts in by_size.items():
-            stored = resolve([event for _, event in parts], self._hasher, self._find)
+            stored = resolve(columns(event for _, event in parts), self._hasher, self._find)
             counts.orphans += stored.orphans
             counts.written += len(stored.keys)
             self._remember(stored.keys, stored.engines)

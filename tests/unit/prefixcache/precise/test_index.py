@@ -19,7 +19,7 @@ from epp.prefixcache.precise.index import SWEEP_ROWS, PreciseIndex
 from epp.prefixcache.precise.ingestion import MAX_BLOCK_SIZES
 from epp.prefixcache.precise.lookup import Lookup
 from epp.prefixcache.precise.prompts import prompt_keys
-from epp.prefixcache.precise.stores import cut, resolve
+from epp.prefixcache.precise.stores import columns, cut, resolve
 from epp.prefixcache.precise.tiers import MAX_TIERS, OTHER, RESTORED, Tiers
 
 A, B = "10.0.0.1:8000", "10.0.0.2:8000"
@@ -385,7 +385,7 @@ def test_a_call_of_more_blocks_than_powers_are_kept_for() -> None:
     hasher = BlockHasher()
     data = tokens(MOST_CHAINED + 10, 1)
     parts = cut(stored(data))
-    found = resolve(parts, hasher, lambda engines: (np.zeros(len(engines), dtype=np.bool_), engines))
+    found = resolve(columns(parts), hasher, lambda engines: (np.zeros(len(engines), dtype=np.bool_), engines))
     assert (found.keys == prompt_keys(hasher, data, SIZE)).all()
     assert found.orphans == 0
     assert np.bincount(found.event).tolist() == [len(part.block_hashes) for part in parts]
