@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 
 from epp.api.errors import ConfigError
 from epp.cli.flags import FlagError, ServeOptions, parse_serve, serve_help
+from epp.cli.freed_memory import keep_freed_memory
 from epp.cli.serving import Picker
 from epp.telemetry.logs import Logging, log_level, start_logging
 
@@ -34,6 +36,7 @@ def run(argv: list[str]) -> int:
     try:
         for warning in warnings:
             log.warning("%s", warning)
+        keep_freed_memory(os.environ)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(serve(options, logs))
     finally:
