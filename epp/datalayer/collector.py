@@ -49,6 +49,7 @@ _BURST = 0.004
 # A server renders its page on the loop that serves its requests: leave it at least as long as it took.
 _POLITENESS = 2.0
 _SMOOTHING = 0.2  # weight of a new round-trip sample
+_ROUND_TRIP_SECONDS = 1.0  # between two of an endpoint: the kernel's figure is the least of minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,7 @@ class _Lane:
         self.spread: FloatArray = np.empty(0)  # factor on the interval, drawn anew for each fetch
         self.failures: FloatArray = np.empty(0)  # in a row
         self.took: FloatArray = np.empty(0)  # seconds of the last fetch that succeeded
+        self.measured: FloatArray = np.empty(0)  # when the round trip was last read; -inf: never
         self.aim: FloatArray = np.empty(0)  # interval that is aimed at now
         self.present = np.empty(0, dtype=np.bool_)
         self.busy = np.empty(0, dtype=np.bool_)
@@ -80,6 +82,7 @@ class _Lane:
             self.spread = np.concatenate([self.spread, np.ones(more)])
             self.failures = np.concatenate([self.failures, np.zeros(more)])
             self.took = np.concatenate([self.took, np.zeros(more)])
+            self.measured = np.concatenate([self.measured, np.full(more, -np.inf)])
             self.aim = np.concatenate([self.aim, np.full(more, np.nan)])
             self.present = np.concatenate([self.present, np.zeros(more, dtype=np.bool_)])
             self.busy = np.concatenate([self.busy, np.zeros(more, dtype=np.bool_)])
@@ -181,6 +184,7 @@ class Collector:
             lane.started[row] = -np.inf
             lane.failures[row] = 0.0
             lane.took[row] = 0.0
+            lane.measured[row] = -np.inf
             lane.aim[row] = np.nan
             lane.busy[row] = False
             lane.present[row] = False
@@ -354,10 +358,13 @@ class Collector:
         if lane.failures[row]:
             lane.failures[row] = 0.0
             self._failures.recovered(source.type, endpoint)
-        lane.took[row] = self._clock() - lane.started[row]
+        now = self._clock()
+        lane.took[row] = now - lane.started[row]
         if source.interval is None:
             self.table.columns[SCRAPE_INTERVAL][row] = lane.aim[row]
-        self._measure_round_trip(lane.clients[row], row)
+        if now - lane.measured[row] >= _ROUND_TRIP_SECONDS:
+            lane.measured[row] = now
+            self._measure_round_trip(lane.clients[row], row)
         for extractor in lane.binding.extractors:
             try:
                 extractor.extract(row, endpoint, result.body)

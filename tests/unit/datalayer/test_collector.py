@@ -105,6 +105,25 @@ class Bench:
         return pages
 
 
+async def test_the_round_trip_is_read_less_often_than_pages(
+    serve: Any, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[float] = []
+
+    def read(_: object) -> float:
+        reads.append(0.001)
+        return 0.001
+
+    monkeypatch.setattr("epp.datalayer.collector.round_trip_time", read)
+    bench = Bench()
+    row = bench.add((await serve()).port)
+    await bench.collector.start()
+    await until(lambda: bench.pages(row) >= 10)
+    assert 0 < len(reads) <= bench.pages(row) // 2
+    assert bench.table.columns["rtt"][row] == 0.001
+    await bench.collector.stop()
+
+
 async def test_every_endpoint_is_fetched_again_and_again(serve: Any, until: Until) -> None:
     servers = [await serve() for _ in range(5)]
     bench = Bench()
