@@ -98,6 +98,8 @@ def _hot_interval(settings: CollectorSettings, cost: float, sources: int, count:
 
 def backed_off(settings: CollectorSettings, wanted: FloatArray, failures: FloatArray) -> FloatArray:
     """The intervals doubled for every failure in a row, up to `max_backoff` (or what was wanted, if that is longer)."""
+    if not failures.any():
+        return wanted
     grown = np.maximum(wanted, 0.1) * np.exp2(np.minimum(failures, 16.0))
     result: FloatArray = np.where(failures > 0, np.maximum(np.minimum(grown, settings.max_backoff), wanted), wanted)
     return result

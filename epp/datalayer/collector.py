@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from epp.api.endpoints import Endpoint, EndpointTable, FloatArray, IntArray
+from epp.api.endpoints import BoolArray, Endpoint, EndpointTable, FloatArray, IntArray
 from epp.api.plugin import Clock, DataSource, Extractor
 from epp.datalayer.cadence import CollectorSettings, backed_off, hot_interval, intervals, is_active
 from epp.datalayer.failures import FailureLog
@@ -288,8 +288,10 @@ class Collector:
                 longest[here] = np.fmax(longest[here], wanted)
             else:
                 wanted = np.full(here.size, fixed)
-            self._start_overdue(lane, here, since_fetch, wanted, now)
-            self._give_up(lane, here, now)
+            busy = lane.busy[here]
+            self._start_overdue(lane, here, since_fetch, wanted, busy, now)
+            if busy.any():
+                self._give_up(lane, here[busy & (since_fetch > self.settings.timeout)])
 
     def _measure(self, now: float) -> None:
         # Only what a fetch costs: a tick costs the same however few fetches there are, and sharing it among them would
@@ -309,11 +311,11 @@ class Collector:
         return 1.25 * self.settings.cpu_budget / self.cost
 
     def _start_overdue(
-        self, lane: _Lane, rows: IntArray, since_fetch: FloatArray, wanted: FloatArray, now: float
+        self, lane: _Lane, rows: IntArray, since_fetch: FloatArray, wanted: FloatArray, busy: BoolArray, now: float
     ) -> None:
         due = backed_off(self.settings, wanted, lane.failures[rows]) * lane.spread[rows]
         lateness = since_fetch / due
-        ready = np.flatnonzero((lateness >= 1.0) & ~lane.busy[rows])
+        ready = np.flatnonzero((lateness >= 1.0) & ~busy)
         room = int(self._allowance) if lane.binding.source.interval is None else int(max(1.0, _BURST / self.cost))
         if ready.size > room:
             self._behind = True
@@ -324,8 +326,8 @@ class Collector:
             left = np.maximum(left, (1.0 - self._allowance) / self._earning())  # before that none is affordable
         jitter = self.settings.jitter
         left[ready] = due[ready]
-        busy = lane.busy[rows]
-        left[busy] = np.maximum(left[busy], self.settings.timeout - since_fetch[busy])  # slow: it is given up then
+        if busy.any():
+            left[busy] = np.maximum(left[busy], self.settings.timeout - since_fetch[busy])  # slow: it is given up then
         self._next = min(self._next, now + float(left.min()))
         for row in rows[ready].tolist():
             lane.started[row] = now
@@ -333,9 +335,8 @@ class Collector:
             lane.busy[row] = True
             lane.clients[row].get()
 
-    def _give_up(self, lane: _Lane, rows: IntArray, now: float) -> None:
-        late = lane.busy[rows] & (now - lane.started[rows] > self.settings.timeout)
-        for row in rows[late].tolist():
+    def _give_up(self, lane: _Lane, late: IntArray) -> None:
+        for row in late.tolist():
             lane.clients[row].cancel()
             generation = int(self.table.generation[row])
             self._done(lane, row, generation, HttpError(f"no answer within {self.settings.timeout:g} s"))
