@@ -27,7 +27,7 @@ WORDS = "the quick brown fox jumps over the lazy dog while engineers measure eve
 
 @dataclass(slots=True)
 class Seen:
-    """Of the requests that began after the warm-up. Times in seconds."""
+    """Times, in seconds, of the requests that began after the warm-up; the errors of all."""
 
     first_byte: list[float] = field(default_factory=list)
     total: list[float] = field(default_factory=list)
@@ -49,26 +49,27 @@ def body(size: int, tokens: int, number: int) -> bytes:
     return json.dumps(request).encode()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, data: bytes, seen: Seen) -> None:
-    """One request."""
+class Failed(Exception):
+    """A request without a whole answer; the message says what came."""
+
+
+async def ask(session: aiohttp.ClientSession, url: str, data: bytes) -> tuple[float, float]:
+    """Seconds to the first byte and to the end of the answer. Raises `Failed`."""
     began = time.perf_counter()
+    first, last = 0.0, b""
     try:
         headers = {"content-type": "application/json"}
         async with session.post(url + "/v1/chat/completions", data=data, headers=headers) as answer:
             if answer.status != 200:
-                seen.errors.append(f"{answer.status}: {(await answer.text())[:200]}")
-                return
-            last = b""
+                raise Failed(f"{answer.status}: {(await answer.text())[:200]}")
             async for piece in answer.content.iter_any():
-                if not last:
-                    seen.first_byte.append(time.perf_counter() - began)
+                first = first or time.perf_counter() - began
                 last = (last + piece)[-32:]
-            if not last.rstrip().endswith(b"[DONE]"):
-                seen.errors.append(f"the answer ended with {last!r}")
-                return
-            seen.total.append(time.perf_counter() - began)
     except aiohttp.ClientError as error:
-        seen.errors.append(f"{type(error).__name__}: {error}")
+        raise Failed(f"{type(error).__name__}: {error}") from error
+    if not last.rstrip().endswith(b"[DONE]"):
+        raise Failed(f"the answer ended with {last!r}")
+    return first, time.perf_counter() - began
 
 
 class Clients:
@@ -80,7 +81,6 @@ class Clients:
         self._clock = asyncio.get_running_loop().time
         self._warm = self._clock() + warm_up
         self._end = self._warm + seconds
-        self._ignored = Seen()
         self._number = 0
         self._measuring = False
 
@@ -115,10 +115,15 @@ class Clients:
 
     async def _ask(self, session: aiohttp.ClientSession) -> None:
         self._number += 1
-        into = self.seen if self._measuring else self._ignored
-        await ask(session, self._url, body(self._size, self._tokens, self._number), into)
-        self.seen.errors += self._ignored.errors
-        self._ignored.errors.clear()
+        measured = self._measuring
+        try:
+            first, total = await ask(session, self._url, body(self._size, self._tokens, self._number))
+        except Failed as failure:
+            self.seen.errors.append(str(failure))
+            return
+        if measured:
+            self.seen.first_byte.append(first)
+            self.seen.total.append(total)
 
 
 async def run(options: argparse.Namespace) -> Seen:

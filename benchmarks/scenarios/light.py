@@ -54,8 +54,8 @@ class Load:
         return [*amount, "--tokens", str(self.tokens)]
 
 
-# At 40 a second nearly every message wakes the picker by itself, with cold caches, and
-# its timers count; in light mode the tokens do not pass it, so that short answers leave the machine room for more.
+# At 40 a second nearly every message wakes the picker by itself, with cold caches, and its timers count; in light mode
+# the tokens do not pass it, so that short answers leave the machine room for more.
 SLOW = Load(100, rate=40.0)
 BRISK = Load(5, rate=200.0)
 BUSY = Load(2, rate=500.0)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -19,6 +18,7 @@ from epp.telemetry.legacy_metrics import add_legacy_metrics
 from epp.telemetry.metrics import Registry
 from epp.testing import ManualClock, plugin
 from epp_plugins.producers.precise_prefix_cache import PrecisePrefixCacheProducer
+from tests.waiting import until
 
 LABELS = {"llm-d.ai/inference-serving": "true"}
 _PREFIX = "llm_d_epp_kv_cache_events_"
@@ -64,13 +64,6 @@ def scrape(metrics: Registry, prefix: str = _PREFIX) -> dict[tuple[str, ...], fl
                 assert key not in samples
                 samples[key] = sample.value
     return samples
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 async def test_the_series_of_a_subscription_from_its_beginning_to_its_end(context: zmq.Context[Any]) -> None:
