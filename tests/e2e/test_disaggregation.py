@@ -47,12 +47,18 @@ class Pool:
 
     async def without_prefill(self) -> None:
         """The prefill servers leave the pool; returns when the picker has noticed."""
+        await self.knows(4)  # else two that have not been measured yet look like two that have gone
         self.stage.picker.set_endpoints(self.decode)
+        await self.knows(2)
+
+    async def knows(self, count: int) -> None:
+        """Wait until the picker has so many servers that have been measured."""
         for _ in range(200):
-            if re.search(r"^llm_d_epp_ready_endpoints{.*} 2\b", await self.page(), re.MULTILINE):
+            found = re.findall(r"^llm_d_epp_per_endpoint_queue_size{", await self.page(), re.MULTILINE)
+            if len(found) == count:
                 return
             await asyncio.sleep(0.1)
-        raise AssertionError("the picker still has the prefill servers")
+        raise AssertionError(f"the picker has {len(found)} servers instead of {count}")
 
 
 @pytest.fixture
