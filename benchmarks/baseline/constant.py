@@ -17,6 +17,7 @@ import uvloop
 from epp.demo.ports import free_ports
 from epp.extproc import replies
 from epp.extproc.codec import decode
+from epp.extproc.header_wire import KnownHeaders
 from epp.extproc.metadata import decision_metadata
 from epp.extproc.service import METHOD, Call
 from epp.extproc.wire import REQUEST_BODY, RESPONSE_HEADERS, RESPONSE_TRAILERS, body_span, streamed_body
@@ -29,8 +30,9 @@ _DESTINATION = "x-gateway-destination-endpoint"
 class ConstantStream:
     """One request: the body is echoed behind the next endpoint's name."""
 
-    def __init__(self, call: Call, decisions: Iterator[bytes]) -> None:
+    def __init__(self, call: Call, decisions: Iterator[bytes], known: KnownHeaders) -> None:
         self._call = call
+        self._known = known
         self._decisions = decisions
         self._body: list[bytes] = []
         self._decided = False
@@ -38,7 +40,7 @@ class ConstantStream:
     def receive(self, message: bytes) -> None:
         """One message of the gateway."""
         if self._decided:
-            kind = decode(message).kind
+            kind = decode(message, self._known).kind
             if kind == RESPONSE_HEADERS:
                 self._call.send(replies.PLAIN_RESPONSE_HEADERS)
             elif kind == RESPONSE_TRAILERS:
@@ -70,9 +72,10 @@ async def serve(endpoints: list[str]) -> None:
         for endpoint in endpoints
     ]
     decisions = itertools.cycle(told)
+    known = KnownHeaders()
     state = HealthState()
     state.update(synced=True)
-    handlers = {METHOD: lambda call: ConstantStream(call, decisions), **health_handlers(state)}
+    handlers = {METHOD: lambda call: ConstantStream(call, decisions, known), **health_handlers(state)}
     (port,) = free_ports(1)
     server = Server(handlers)
     await server.start("127.0.0.1", port)

@@ -11,7 +11,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from epp.extproc import ext_proc_pb2 as pb
-from epp.extproc.header_wire import REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG, header_message
+from epp.extproc.header_wire import REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG, KnownHeaders, header_message
 from epp.extproc.metadata import SERVED, SUBSET, served_endpoint, subset_hint
 from epp.extproc.wire import (
     REQUEST_BODY,
@@ -114,11 +114,11 @@ class Incoming:
             return None
 
 
-def decode(message: bytes) -> Incoming:
-    """Raises `InvalidMessage`."""
+def decode(message: bytes, known: KnownHeaders | None = None) -> Incoming:
+    """`known`: what earlier messages brought; None: nothing. Raises `InvalidMessage`."""
     tag = message[0] if message else 0
     if tag in (REQUEST_HEADERS_TAG, RESPONSE_HEADERS_TAG):
-        told = header_message(message)
+        told = header_message(message, KnownHeaders() if known is None else known)
         if told is not None:
             kind, headers, end_of_stream, modes, rest = told
             return Incoming(kind, b"", end_of_stream, None, rest, headers, modes)

@@ -77,7 +77,7 @@ class Exchange:
         if self.finished is not None:
             return []
         try:
-            incoming = decode(message)
+            incoming = decode(message, self._context.known_headers)
         except InvalidMessage as error:
             return self._violated(str(error))
         if incoming.kind == REQUEST_BODY and self._request is not None:

@@ -4,6 +4,9 @@ A few dozen short strings are read as fast here as by the protobuf library, and 
 few requests a second leaves us, in half the time: the library is much code. Like `wire.body_span` this knows the usual
 shape only, and leaves everything else (`value` instead of `raw_value`, other orders, unknown fields, attributes, names
 that are not UTF-8, a subset hint) to the library; what it reads, it reads exactly as the library does.
+
+A gateway tells nearly the same headers with every request, so whole entries (`name: value`) that have been read before
+are looked up (`KnownHeaders`) and not read again.
 """
 
 from __future__ import annotations
@@ -23,14 +26,54 @@ _CONFIG_TAG: Final = 0x5A  # protocol_config = 11
 _SUBSET: Final = SUBSET.encode()
 
 
+_MOST_ENTRIES: Final = 1024
+_MOST_TAILS: Final = 256
+_LONGEST: Final = 256
+_NOT_KEPT: Final = frozenset(
+    {"x-request-id", "traceparent", "b3", "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
+)
+"""New with every request, or a secret: nothing to keep."""
+
+
+class KnownHeaders:
+    """Entries and tails of header messages that have been read, by their bytes. One per service; bounded.
+
+    `entries`: a `HeaderValue` -> name and value. `tails`: what stands behind the headers -> the modes that it tells.
+    When one of them is full it begins anew: what gateways repeat is back after a request.
+    """
+
+    __slots__ = ("entries", "tails")
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, tuple[str, str]] = {}
+        self.tails: dict[bytes, tuple[int, int] | None] = {}
+
+    def keep_entry(self, entry: bytes, name: str, value: str) -> None:
+        """Unless it is long, or not worth it."""
+        if len(entry) > _LONGEST or name in _NOT_KEPT:
+            return
+        if len(self.entries) >= _MOST_ENTRIES:
+            self.entries.clear()
+        self.entries[entry] = name, value
+
+    def keep_tail(self, tail: bytes, modes: tuple[int, int] | None) -> None:
+        """Unless it is long."""
+        if len(tail) > _LONGEST:
+            return
+        if len(self.tails) >= _MOST_TAILS:
+            self.tails.clear()
+        self.tails[tail] = modes
+
+
 HeaderMessage = tuple[int, dict[str, str], bool, tuple[int, int] | None, bytes]
 """Kind, headers as `Incoming.headers` has them, whether they end the stream, modes as `Incoming.modes` has them, and
 what stands behind the headers."""
 
 
-def header_message(message: bytes) -> HeaderMessage | None:
+def header_message(message: bytes, known: KnownHeaders) -> HeaderMessage | None:
     """Read a message that begins with one of the two tags; None: leave it to the protobuf library."""
     headers: dict[str, str] = {}
+    entries = known.entries
     end_of_stream = False
     try:
         size, at = length_at(message, 1)
@@ -46,27 +89,15 @@ def header_message(message: bytes) -> HeaderMessage | None:
                 if size > 127:
                     size, at = length_at(message, at - 1)
                 until = at + size
-                if message[at] != _HEADERS_TAG:
-                    return None
-                size = message[at + 1]
-                at += 2
-                if size > 127:
-                    size, at = length_at(message, at - 1)
-                name_end = at + size
-                name = message[at:name_end].decode().lower()
-                at = name_end
-                if at == until:
-                    headers[name] = ""
-                    continue
-                if at > until or message[at] != _RAW_VALUE_TAG:
-                    return None
-                size = message[at + 1]
-                at += 2
-                if size > 127:
-                    size, at = length_at(message, at - 1)
-                if at + size != until:
-                    return None
-                headers[name] = message[at:until].decode("utf-8", "backslashreplace")
+                entry = message[at:until]
+                read = entries.get(entry)
+                if read is None:
+                    read = _entry(entry, size)
+                    if read is None:
+                        return None
+                    known.keep_entry(entry, *read)
+                name, value = read
+                headers[name] = value
                 at = until
             if at != stop:
                 return None
@@ -77,12 +108,33 @@ def header_message(message: bytes) -> HeaderMessage | None:
         if end > len(message):
             return None
         rest = message[end:]
-        if rest and _SUBSET in rest:
-            return None
-        modes = _modes(rest)
+        if rest in known.tails:
+            modes = known.tails[rest]
+        else:
+            if _SUBSET in rest:
+                return None
+            modes = _modes(rest)
+            known.keep_tail(rest, modes)
     except (IndexError, ValueError):
         return None
     return message[0] >> 3, headers, end_of_stream, modes, rest
+
+
+def _entry(entry: bytes, size: int) -> tuple[str, str] | None:
+    """Name and value of a `HeaderValue` that is `size` bytes long. IndexError, ValueError or None: not the usual."""
+    if len(entry) != size or entry[0] != _HEADERS_TAG:  # cut off, or another field first
+        return None
+    length, at = length_at(entry, 1)
+    stop = at + length
+    name = entry[at:stop].decode().lower()
+    if stop == size:
+        return name, ""
+    if stop > size or entry[stop] != _RAW_VALUE_TAG:
+        return None
+    length, at = length_at(entry, stop + 1)
+    if at + length != size:
+        return None
+    return name, entry[at:].decode("utf-8", "backslashreplace")
 
 
 def _modes(rest: bytes) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 from epp.api.errors import RequestError
 from epp.api.plugin import Clock
 from epp.director.flight import Flight, RequestHead
+from epp.extproc.header_wire import KnownHeaders
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +87,4 @@ class ExchangeContext:
     streams: StreamObserver | None = None
     plain_decisions: dict[str, bytes] = field(default_factory=dict)
     """Finished replies per destination, for the usual decision that changes nothing else. Bounded by its user."""
+    known_headers: KnownHeaders = field(default_factory=KnownHeaders)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from epp.extproc import ext_proc_pb2 as pb
-from epp.extproc.codec import KIND_NAMES, InvalidMessage, decode
-from epp.extproc.header_wire import header_message
+from epp.extproc.codec import KIND_NAMES, Incoming, InvalidMessage, decode
+from epp.extproc.header_wire import KnownHeaders, header_message
 from epp.extproc.metadata import SERVED, SUBSET, served_endpoint, subset_hint
 from epp.extproc.wire import PIECE, REQUEST_BODY, RESPONSE_BODY, chunk_span, echo_chunk, streamed_body, varint
 
@@ -193,11 +193,52 @@ def test_the_usual_headers_do_not_need_the_library() -> None:
         metadata_context=pb.Metadata(),
         protocol_config=pb.ProtocolConfiguration(request_body_mode=pb.FULL_DUPLEX_STREAMED),
     )
-    told = header_message(request.SerializeToString())
-    assert told is not None
-    _, headers, _, modes, _ = told
-    assert headers == {":path": "/v1/chat/completions", "x-empty": "", "cookie": "\\xff" * 300}
-    assert modes == (pb.FULL_DUPLEX_STREAMED, pb.NONE)
+    known = KnownHeaders()
+    for _ in range(2):  # as new, and as known
+        told = header_message(request.SerializeToString(), known)
+        assert told is not None
+        _, headers, _, modes, _ = told
+        assert headers == {":path": "/v1/chat/completions", "x-empty": "", "cookie": "\\xff" * 300}
+        assert modes == (pb.FULL_DUPLEX_STREAMED, pb.NONE)
+    assert list(known.entries.values()) == [(":path", "/v1/chat/completions"), ("x-empty", "")]
+    assert list(known.tails.values()) == [modes]
+
+
+def seen(incoming: Incoming) -> object:
+    """All that can be asked of a header message."""
+    return (
+        *(incoming.kind, incoming.end_of_stream, incoming.headers()),
+        *(incoming.modes(), incoming.subset(), incoming.served()),
+    )
+
+
+@settings(max_examples=200)
+@given(st.lists(header_messages(), min_size=2, max_size=5))
+def test_what_is_known_of_earlier_headers_changes_nothing(messages: list[bytes]) -> None:
+    known = KnownHeaders()
+    for message in messages * 2:
+        try:
+            fresh = seen(decode(message))
+        except InvalidMessage:
+            with pytest.raises(InvalidMessage):
+                decode(message, known)
+        else:
+            assert seen(decode(message, known)) == fresh
+
+
+def test_what_is_kept_of_headers_is_bounded() -> None:
+    known = KnownHeaders()
+    for number in range(3000):
+        known.keep_entry(b"entry %d" % number, "n", "v")
+        known.keep_tail(b"tail %d" % number, None)
+        assert len(known.entries) <= 1024
+        assert len(known.tails) <= 256
+    before = len(known.entries)
+    known.keep_entry(b"e" * 257, "n", "v")
+    known.keep_tail(b"t" * 257, None)
+    known.keep_entry(b"secret", "authorization", "v")
+    assert len(known.entries) == before
+    assert b"t" * 257 not in known.tails
 
 
 @given(st.one_of(messages(), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))
