@@ -31,6 +31,7 @@ from epp.director.flight import Decision, RequestHead
 from epp.director.naming import (
     FAIRNESS_ID,
     MODEL_REWRITE,
+    NAMING_HEADERS,
     OBJECTIVE,
     NoObjectives,
     NoRewrites,
@@ -123,7 +124,8 @@ class Director:
 
     def decide(self, head: RequestHead, body: bytes) -> RequestFlight | Awaitable[RequestFlight]:
         """Pick an endpoint for a request with a body. Raises a `RequestError`, now or when awaited."""
-        return self._drive(self._steps(head, body))
+        request, parser = self._understood(head, body)
+        return self._drive(self._decision_steps(request, parser))
 
     def decide_without_body(self, head: RequestHead) -> RequestFlight | Awaitable[RequestFlight]:
         """Pick an endpoint for a request that has no body (GET): the same profiles, with nothing known of a prompt."""
@@ -172,7 +174,7 @@ class Director:
         finally:
             steps.close()
 
-    def _steps(self, head: RequestHead, body: bytes) -> Steps:
+    def _understood(self, head: RequestHead, body: bytes) -> tuple[InferenceRequest, Parser[Any]]:
         try:
             path = request_path(head.path, head.headers, body)
             parser = self.parsers.resolve(path, head.headers, body)
@@ -192,7 +194,7 @@ class Director:
             body_size=len(body),
             subset=head.subset if self._settings.use_subset_hint else None,
         )
-        return (yield from self._decision_steps(request, parser))
+        return request, parser
 
     def _parse(self, parser: Parser[Any], path: str, headers: Mapping[str, str], body: bytes) -> Payload:
         began = self._clock()
@@ -207,7 +209,7 @@ class Director:
             self._parsing[parser](self._clock() - began)
 
     def _decision_steps(self, request: InferenceRequest, parser: Parser[Any] | None) -> Steps:
-        steps = self._recorded(request, self._after_parsing(request, parser))
+        steps = self._after_parsing(request, parser)
         return self._traced(request, steps) if self._tracer.enabled else steps
 
     def _traced(self, request: InferenceRequest, steps: Steps) -> Steps:
@@ -225,10 +227,44 @@ class Director:
         flight.trace(span)
         return flight
 
-    def _recorded(self, request: InferenceRequest, steps: Steps) -> Steps:
-        """Count every way in which a request is not picked, and let nothing but a `RequestError` out."""
+    def _after_parsing(self, request: InferenceRequest, parser: Parser[Any] | None) -> Steps:
+        """Counts every way in which a request is not picked, and lets nothing but a `RequestError` out."""
         try:
-            return (yield from steps)
+            long = request.body_size > self._settings.long_body
+            if long:
+                yield None
+            self._name(request)
+            for guarded in self._on_request:
+                guarded.run_alone(request)
+
+            everybody = self.table.all(self._clock())
+            admitted = self.admission.admit(request, everybody)
+            if admitted is not None:
+                yield admitted
+                everybody = self.table.all(self._clock())
+            endpoints = candidates(everybody, request.subset)
+
+            generations: NDArray[np.int64] | None = None  # as they were when this request first gave way to others
+            for producer, guarded in self._producers:
+                producing = guarded.run(request, endpoints)
+                if generations is None and (long or producing is not None):
+                    generations = self.table.generation[endpoints.rows]
+                if producing is not None:
+                    try:
+                        yield _within(producer.timeout, producing)
+                    except (RequestError, KeyboardInterrupt, GeneratorExit):
+                        raise
+                    except BaseException as error:
+                        guarded.failed(error)
+                if long:
+                    yield None
+            if generations is not None:
+                endpoints = self._still_there(endpoints, generations)
+            for guarded in self._admitters:
+                guarded.run(request, endpoints)
+
+            result = self._schedule(request, endpoints, self._clock())
+            return self._take_off(request, parser, result)
         except RequestError as error:
             self._recorder.refused(request, error)
             raise
@@ -240,53 +276,20 @@ class Director:
             self._recorder.refused(request, refusal)
             raise refusal from error
 
-    def _after_parsing(self, request: InferenceRequest, parser: Parser[Any] | None) -> Steps:
-        long = request.body_size > self._settings.long_body
-        if long:
-            yield None
-        self._name(request)
-        for guarded in self._on_request:
-            guarded.run(request)
-
-        everybody = self.table.all(self._clock())
-        admitted = self.admission.admit(request, everybody)
-        if admitted is not None:
-            yield admitted
-            everybody = self.table.all(self._clock())
-        endpoints = candidates(everybody, request.subset)
-
-        generations: NDArray[np.int64] | None = None  # as they were when this request first gave way to others
-        for producer, guarded in self._producers:
-            producing = guarded.run(request, endpoints)
-            if generations is None and (long or producing is not None):
-                generations = self.table.generation[endpoints.rows]
-            if producing is not None:
-                try:
-                    yield _within(producer.timeout, producing)
-                except (RequestError, KeyboardInterrupt, GeneratorExit):
-                    raise
-                except BaseException as error:
-                    guarded.failed(error)
-            if long:
-                yield None
-        if generations is not None:
-            endpoints = self._still_there(endpoints, generations)
-        for guarded in self._admitters:
-            guarded.run(request, endpoints)
-
-        began = self._clock()
-        result = self._schedule(request, endpoints, began)
-        return self._take_off(request, parser, result)
-
     def _name(self, request: InferenceRequest) -> None:
         """Model, objective, priority, fairness id."""
         headers = request.headers
+        named = not NAMING_HEADERS.isdisjoint(headers)  # one look for all of them: few requests have any
         request.target_model = request.model
         if request.payload.rewritable:
-            target = self._rewrites.target(request.model) or header(headers, MODEL_REWRITE) or request.model
+            target = self._rewrites.target(request.model)
+            if not target:
+                target = (header(headers, MODEL_REWRITE) if named else "") or request.model
             if not target:
                 raise BadRequest("model not found in request body")
             request.target_model = target
+        if not named:
+            return
         request.objective = header(headers, OBJECTIVE)
         if request.objective:
             request.priority = self._objectives.priority(request.objective)

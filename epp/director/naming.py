@@ -8,6 +8,7 @@ from typing import Protocol
 FAIRNESS_ID = ("x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id")
 OBJECTIVE = ("x-llm-d-inference-objective", "x-gateway-inference-objective")
 MODEL_REWRITE = ("x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite")
+NAMING_HEADERS = frozenset((*FAIRNESS_ID, *OBJECTIVE, *MODEL_REWRITE))
 
 
 def header(headers: Mapping[str, str], names: tuple[str, ...]) -> str:

@@ -28,7 +28,7 @@ _SUBSET: Final = SUBSET.encode()
 
 _MOST_ENTRIES: Final = 1024
 _MOST_TAILS: Final = 256
-_LONGEST: Final = 256
+_LONGEST: Final = 129  # an entry with one byte of length; a longer one is hardly repeated
 _NOT_KEPT: Final = frozenset(
     {"x-request-id", "traceparent", "b3", "authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key"}
 )
@@ -38,7 +38,7 @@ _NOT_KEPT: Final = frozenset(
 class KnownHeaders:
     """Entries and tails of header messages that have been read, by their bytes. One per service; bounded.
 
-    `entries`: a `HeaderValue` -> name and value. `tails`: what stands behind the headers -> the modes that it tells.
+    `entries`: a `HeaderValue` with its tag and length -> name and value. `tails`: what stands behind the headers -> the modes that it tells.
     When one of them is full it begins anew: what gateways repeat is back after a request.
     """
 
@@ -82,20 +82,19 @@ def header_message(message: bytes, known: KnownHeaders) -> HeaderMessage | None:
             size, at = length_at(message, at + 1)
             stop = at + size
             while at < stop:
-                if message[at] != _HEADERS_TAG:
-                    return None
-                size = message[at + 1]
-                at += 2
-                if size > 127:
-                    size, at = length_at(message, at - 1)
-                until = at + size
-                entry = message[at:until]
-                read = entries.get(entry)
+                # One byte of length is usual, and what is known begins with tag and length: an entry that is longer, or
+                # cut off, is not among it.
+                until = at + 2 + message[at + 1]
+                read = entries.get(message[at:until])
                 if read is None:
-                    read = _entry(entry, size)
+                    if message[at] != _HEADERS_TAG:
+                        return None
+                    size, start = length_at(message, at + 1)
+                    until = start + size
+                    read = _entry(message[start:until], size)
                     if read is None:
                         return None
-                    known.keep_entry(entry, *read)
+                    known.keep_entry(message[at:until], *read)
                 name, value = read
                 headers[name] = value
                 at = until

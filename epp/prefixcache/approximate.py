@@ -81,19 +81,24 @@ class ApproximateIndex:
 
     def match(self, path: Sequence[int], rows: IntArray) -> FloatArray:
         """For each row, how many blocks of the prompt it holds, counted from the first one. Shape `(len(rows),)`."""
-        try:
-            lanes = self._lane_of_row[rows]
-        except IndexError:
-            self._grow_rows(int(rows.max()))
-            lanes = self._lane_of_row[rows]
         if len(self._lanes) <= FEW:
             told: dict[int, float] = {}
             self._count(path, told)
-            return np.array([told.get(lane, 0.0) for lane in lanes.tolist()], dtype=np.float64)
+            if not told:
+                return np.zeros(len(rows))
+            return np.array([told.get(lane, 0.0) for lane in self._lanes_of(rows).tolist()], dtype=np.float64)
+        lanes = self._lanes_of(rows)
         counts = np.zeros(len(self._lanes))
         self._count(path, counts)
         matched: FloatArray = counts[lanes]
         return matched
+
+    def _lanes_of(self, rows: IntArray) -> NDArray[np.intp]:
+        try:
+            return self._lane_of_row[rows]
+        except IndexError:
+            self._grow_rows(int(rows.max()))
+            return self._lane_of_row[rows]
 
     def _count(self, path: Sequence[int], counts: FloatArray | dict[int, float]) -> None:
         """Walk down as long as somebody holds what comes; note where each holder is left behind."""

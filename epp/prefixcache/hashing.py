@@ -15,6 +15,7 @@ LoRA adapters are told apart by the model name, tenants by the cache salt.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 from xxhash import xxh64_intdigest
 
@@ -24,6 +25,7 @@ TOKEN_BYTES = 4
 """Bytes of a token id in `Prompt.data`."""
 
 
+@lru_cache(maxsize=256)
 def root_hash(model: str, cache_salt: str = "") -> int:
     """Where the chain of every prompt for this model begins."""
     return xxh64_intdigest(f"{model}\0{cache_salt}".encode())

@@ -39,12 +39,13 @@ class Guarded:
     would end the picker, and nothing cancels a hook while it runs. Only the operator's `KeyboardInterrupt` passes.
     """
 
-    __slots__ = ("_clock", "_extension_point", "_failed", "_hook", "_observe", "_timings", "plugin")
+    __slots__ = ("_clock", "_extension_point", "_failed", "_hook", "_observe", "_timings", "name", "plugin")
 
     def __init__(
         self, plugin: Plugin[Any], hook: Callable[..., Any], extension_point: str, timings: PluginTimings, clock: Clock
     ) -> None:
         self.plugin = plugin
+        self.name = plugin.name
         self._hook = scoped(plugin, hook, self._violated)
         self._extension_point = extension_point
         self._timings = timings
@@ -52,20 +53,47 @@ class Guarded:
         self._observe = timings.duration(extension_point, plugin.type, plugin.name).observe
         self._failed = False
 
-    def run(self, *arguments: Any) -> Any:
-        """Call the hook."""
+    # One `run` per number of arguments: packing them would cost as much as the rest of the call.
+
+    def run(self, request: Any, about: Any) -> Any:
+        """Call a hook of a request and one thing more: its candidates, its result or its response."""
         clock = self._clock
         began = clock()
         try:
-            return self._hook(*arguments)
-        except (RequestError, KeyboardInterrupt):
-            raise
+            return self._hook(request, about)
         except BaseException as error:
-            self.failed(error)
-            self._failed = True
-            return None
+            return self._contained(error)
         finally:
             self._observe(clock() - began)
+
+    def run_alone(self, request: Any) -> Any:
+        """Call a hook of nothing but a request."""
+        clock = self._clock
+        began = clock()
+        try:
+            return self._hook(request)
+        except BaseException as error:
+            return self._contained(error)
+        finally:
+            self._observe(clock() - began)
+
+    def run_with(self, request: Any, about: Any, more: Any) -> Any:
+        """Call a hook of a request and two things more."""
+        clock = self._clock
+        began = clock()
+        try:
+            return self._hook(request, about, more)
+        except BaseException as error:
+            return self._contained(error)
+        finally:
+            self._observe(clock() - began)
+
+    def _contained(self, error: BaseException) -> None:
+        """Called while `error` is handled: it goes on if it is meant to, and is counted if it is a failure."""
+        if isinstance(error, (RequestError, KeyboardInterrupt)):
+            raise error
+        self.failed(error)
+        self._failed = True
 
     def returned_nothing(self, expected: str) -> None:
         """`run` gave None where a result is needed: that is a failure too, unless it has been counted as one."""

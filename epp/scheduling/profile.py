@@ -52,7 +52,7 @@ class SchedulingProfile:
         if span is None:
             candidates = self._filter(request, endpoints)
             scores, by_scorer = self._score(request, candidates, None)
-            positions = self._picker.run(request, candidates, scores)
+            positions = self._picker.run_with(request, candidates, scores)
         else:
             with step(span, tracing.FILTERS) as filters:
                 candidates = self._filter(request, endpoints)
@@ -60,7 +60,7 @@ class SchedulingProfile:
             with step(span, tracing.SCORING) as scoring:
                 scores, by_scorer = self._score(request, candidates, scoring)
             with step(span, tracing.PICK) as pick:
-                positions = self._picker.run(request, candidates, scores)
+                positions = self._picker.run_with(request, candidates, scores)
                 tell_top(pick, candidates, scores)
         rows = candidates.rows
         try:
@@ -122,32 +122,35 @@ class SchedulingProfile:
         weights: list[float] = []
         for guarded, weight in self._scorers:
             raw = guarded.run(request, candidates)
-            if raw is None:
-                guarded.returned_nothing("an array of scores")
-                continue
-            try:
-                fits = (
-                    raw.shape == shape
-                    and raw.dtype.kind in _NUMBERS
-                    and (raw.__class__ is np.ndarray or not isinstance(raw, np.ma.MaskedArray))
-                )
-            except Exception:
-                fits = False
-            if not fits:
-                guarded.failed(
-                    ValueError(
-                        f"scorer returned {_described(raw)}, expected a numpy array: float64({len(candidates)},)"
-                    )
-                )
-                continue
-            by_scorer[guarded.plugin.name] = raw
+            if raw.__class__ is not np.ndarray or raw.shape != shape or raw.dtype.kind not in _NUMBERS:
+                raw = self._checked(guarded, raw, shape)
+                if raw is None:
+                    continue
+            by_scorer[guarded.name] = raw
             known.append(raw)
             weights.append(weight)
             if span is not None:
-                tell_scored(span, guarded.plugin.type, guarded.plugin.name, weight, raw)
+                tell_scored(span, guarded.plugin.type, guarded.name, weight, raw)
         if not weights:
             return np.zeros(shape), by_scorer
         return _weighted_sum(known, weights), by_scorer
+
+    def _checked(self, guarded: Guarded, raw: Any, shape: tuple[int, ...]) -> Scores | None:
+        """A result that is not plainly an array of numbers: as it is when it will do, else None, and counted."""
+        if raw is None:
+            guarded.returned_nothing("an array of scores")
+            return None
+        try:
+            fits = raw.shape == shape and raw.dtype.kind in _NUMBERS and not isinstance(raw, np.ma.MaskedArray)
+        except Exception:
+            fits = False
+        if not fits:
+            guarded.failed(
+                ValueError(f"scorer returned {_described(raw)}, expected a numpy array: float64({shape[0]},)")
+            )
+            return None
+        scores: Scores = raw
+        return scores
 
 
 def _described(result: Any) -> str:
@@ -165,6 +168,8 @@ def _weighted_sum(raw: list[Scores], weights: list[float]) -> FloatArray:
         sums = [0.0] * raw[0].size
         for scores, weight in zip(raw, weights, strict=True):
             told = scores.tolist()
+            if not any(told):  # as where nobody has anything of the prompt: it changes no sum
+                continue
             if math.isnan(sum(told)):
                 break
             sums = [

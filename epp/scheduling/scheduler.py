@@ -50,7 +50,7 @@ class Scheduler:
         more = True
         while more:
             more = False
-            for name in self._next.run(request, self.profiles, done) or ():
+            for name in self._next.run_with(request, self.profiles, done) or ():
                 if name in done:
                     continue
                 more = True

@@ -9,7 +9,8 @@ Names get the prefix `llm_d_epp_` and help texts the stability mark `[ALPHA]`, a
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -18,6 +19,7 @@ from epp.telemetry.labels import LIMITED, OTHER, LabelLimiter, encodable
 PREFIX = "llm_d_epp_"
 MAX_PENDING = 512
 """Observed values that wait to be counted: a tenth of a millisecond of work."""
+_MANY = 16  # values from which sorting them all costs less than looking for the bucket of each
 MAX_SERIES = 5000
 """Label combinations per family; beyond it the bounded labels are all `other` (counted)."""
 
@@ -66,11 +68,12 @@ class Histogram:
     bucket when somebody looks at any of them, or when `MAX_PENDING` values wait. What one reads is always exact.
     """
 
-    __slots__ = ("_counts", "_pending", "_sum", "bounds")
+    __slots__ = ("_counts", "_pending", "_sum", "_tally", "bounds")
 
     def __init__(self, bounds: tuple[float, ...], pending: Pending | None = None) -> None:
         self.bounds = bounds
         self._pending: Pending = [] if pending is None else pending
+        self._tally: Tally | None = None
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
@@ -110,12 +113,58 @@ class Histogram:
         """How many values have been observed."""
         return sum(self.counts)
 
+    def tally(self) -> Tally:
+        """Where to observe values without a step of Python; see `Registry.tally`."""
+        if self._tally is None:
+            self._tally = Tally(self)
+        return self._tally
+
+    def count_all(self, values: Sequence[float]) -> None:
+        """`observe` for many values at once."""
+        total = sum(values, self._sum)
+        counts, bounds = self._counts, self.bounds
+        if len(values) < _MANY or math.isnan(total):
+            for value in values:
+                counts[bisect_left(bounds, value)] += 1
+        else:
+            ordered = sorted(values)
+            counted = 0
+            for bucket, bound in enumerate(bounds):
+                upto = bisect_right(ordered, bound, counted)
+                counts[bucket] += upto - counted
+                counted = upto
+            counts[-1] += len(ordered) - counted
+        self._sum = total
+
     def _settle(self) -> None:
         """Count what is pending, for all histograms that share it."""
         for histogram, value in self._pending:
             histogram._counts[bisect_left(histogram.bounds, value)] += 1
             histogram._sum += value
         self._pending.clear()
+        if self._tally is not None:
+            self._tally.settle()
+
+
+class Tally:
+    """Values of one histogram that wait to be counted, for those that come several times with every request.
+
+    `observe` is a method of an array: no step of Python, and no object that stays. It has no bound by itself: see
+    `Registry.settle`. The histogram counts what waits whenever it is looked at.
+    """
+
+    __slots__ = ("_histogram", "_values", "observe")
+
+    def __init__(self, histogram: Histogram) -> None:
+        self._histogram = histogram
+        self._values = array("d")
+        self.observe: Callable[[float], None] = self._values.append
+
+    def settle(self) -> None:
+        """Count what waits."""
+        if self._values:
+            self._histogram.count_all(self._values)
+            del self._values[:]
 
 
 Pending = list[tuple[Histogram, float]]
@@ -234,6 +283,7 @@ class Registry:
         self.max_series = max_series
         self.limiters: dict[str, LabelLimiter] = {kind: LabelLimiter() for kind in set(LIMITED.values())}
         self._pending: Pending = []  # of all histograms, see there
+        self._tallies: dict[int, Tally] = {}
         self._families: dict[str, Family[Any]] = {}
         self._computed: dict[str, Computed] = {}
         self._shared: dict[str, list[Sample]] = {}
@@ -256,6 +306,17 @@ class Registry:
         if not bounds or list(bounds) != sorted(set(bounds)) or not all(map(math.isfinite, bounds)):
             raise ValueError(f"{name}: buckets must be finite and ascending, got {list(buckets)}")
         return self._family("histogram", name, help, labels, lambda: Histogram(bounds, self._pending), bounds)
+
+    def tally(self, histogram: Histogram) -> Tally:
+        """For one of these histograms that gets a value with every request, for as long as the picker runs."""
+        tally = histogram.tally()
+        self._tallies[id(tally)] = tally
+        return tally
+
+    def settle(self) -> None:
+        """Count what waits in the tallies. Called every few requests (`MetricsRecorder`), which bounds them."""
+        for tally in self._tallies.values():
+            tally.settle()
 
     def sampled_gauge(
         self,

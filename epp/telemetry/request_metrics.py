@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from epp.telemetry.labels import OTHER
-from epp.telemetry.metrics import Counter, Family, Gauge, Histogram, Registry
+from epp.telemetry.metrics import Counter, Family, Gauge, Histogram, Registry, Tally
 
 # fmt: off
 LATENCY = (
@@ -182,6 +182,14 @@ class RequestMetrics:
         key = (model, target_model, fairness_id, priority)
         series = self._series.get(key)
         return series if series is not None else self._limited(key)
+
+    def tally(self, histogram: Histogram) -> Tally:
+        """Where a value comes with every request; `settle` counts it."""
+        return self._registry.tally(histogram)
+
+    def settle(self) -> None:
+        """Count what waits in the registry's tallies."""
+        self._registry.settle()
 
     def info(self, commit: str, build_ref: str) -> None:
         """Say what is running."""

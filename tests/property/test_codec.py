@@ -234,11 +234,11 @@ def test_what_is_kept_of_headers_is_bounded() -> None:
         assert len(known.entries) <= 1024
         assert len(known.tails) <= 256
     before = len(known.entries)
-    known.keep_entry(b"e" * 257, "n", "v")
-    known.keep_tail(b"t" * 257, None)
+    known.keep_entry(b"e" * 130, "n", "v")
+    known.keep_tail(b"t" * 130, None)
     known.keep_entry(b"secret", "authorization", "v")
     assert len(known.entries) == before
-    assert b"t" * 257 not in known.tails
+    assert b"t" * 130 not in known.tails
 
 
 @given(st.one_of(messages(), st.binary(max_size=30).map(lambda data: b"\x2a" + data)))

@@ -89,12 +89,13 @@ class ApproxPrefixCacheParams(Params, frozen=True):
 
 
 class _Prepared:
-    """What `on_picked` records: the hashes of each prompt."""
+    """What `on_picked` records: the hashes of each prompt, `total` of them."""
 
-    __slots__ = ("block_size", "paths")
+    __slots__ = ("block_size", "paths", "total")
 
-    def __init__(self, paths: list[list[int]], block_size: int) -> None:
+    def __init__(self, paths: list[list[int]], total: int, block_size: int) -> None:
         self.paths = paths
+        self.total = total
         self.block_size = block_size
 
 
@@ -178,7 +179,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
         for path in paths[1:]:
             blocks += self._index.match(path, endpoints.rows)
             total += len(path)
-        request.attributes[self._state] = _Prepared(paths, block_size)
+        request.attributes[self._state] = _Prepared(paths, total, block_size)
         publish_prefix_match(request, endpoints, self.name, PrefixMatch(blocks, blocks, total, block_size))
 
     def on_picked(self, request: InferenceRequest, result: SchedulingResult) -> None:
@@ -192,9 +193,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
         if prefill is not None:
             self._record(prefill.rows[0], prepared)
         if self._metrics is not None:
-            total = sum(map(len, prepared.paths))
-            self._metrics.hit(held, total, prepared.block_size)
-            self._metrics.size(self._index)
+            self._metrics.picked(held, prepared.total, prepared.block_size, self._index)
 
     def dump_state(self) -> dict[str, Any]:
         """Size of the index, and the endpoints that hold most."""
@@ -264,23 +263,23 @@ class _Metrics:
         self._bytes = registry.gauge(
             "prefix_indexer_bytes", "Estimated memory of the prefix index in bytes.", labels
         ).labels(*values)
-        self._ratio = registry.histogram(
+        ratio = registry.histogram(
             "prefix_indexer_hit_ratio",
             "Share of the prompt's blocks that the chosen endpoint held.",
             [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1],
             labels,
         ).labels(*values)
-        self._hit_bytes = registry.histogram(
+        hit_bytes = registry.histogram(
             "prefix_indexer_hit_bytes",
             "Length of the prefix that the chosen endpoint held, in bytes (4 per token).",
             [0, *(16 << n for n in range(13))],
             labels,
         ).labels(*values)
+        self._ratio = registry.tally(ratio)
+        self._hit_bytes = registry.tally(hit_bytes)
 
-    def hit(self, held: int, total: int, block_size: int) -> None:
+    def picked(self, held: int, total: int, block_size: int, index: ApproximateIndex) -> None:
         self._ratio.observe(held / total)
         self._hit_bytes.observe(held * block_size * TOKEN_BYTES)
-
-    def size(self, index: ApproximateIndex) -> None:
         self._size.set(index.held_blocks)
         self._bytes.set(index.size_bytes)
