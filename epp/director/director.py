@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from epp.api.endpoints import Endpoints, EndpointTable
 from epp.api.errors import BadRequest, Internal, PreconditionFailed, RequestError, ServiceUnavailable
 from epp.api.keys import PREFIX_CACHE_MATCH
-from epp.api.plugin import Admitter, Clock, Parser, Plugin, Producer, SchedulingResult
+from epp.api.plugin import Admitter, Clock, Parser, Plugin, Producer, ProfileResult, SchedulingResult
 from epp.api.prefix import prefix_match
 from epp.api.request import InferenceRequest, Payload
 from epp.director.admission import Admission
@@ -315,8 +315,9 @@ class Director:
         except RequestError:
             self._recorder.scheduling_failed(request, self._clock() - began)
             raise
-        self._recorder.scheduled(request, result.target.picked[0], self._clock() - began)
-        if wants_cached_only(request.headers) and not _holds_part_of_prompt(request, result):
+        target = result.target
+        self._recorder.scheduled(request, target.picked[0], self._clock() - began)
+        if wants_cached_only(request.headers) and not _holds_part_of_prompt(request, target):
             raise PreconditionFailed("no decode worker has the requested KV cache")
         return result
 
@@ -326,13 +327,15 @@ class Director:
         """From here on the request is in flight: whatever happens, `flight.end` gives back what `on_picked` took."""
         target = result.target
         self.table.picked(target.rows, self._clock())
-        flight = RequestFlight(request, result, parser, self._recorder, self._response_hooks, self._clock)
+        flight = RequestFlight(
+            request, target.picked[0].host_port, parser, self._recorder, self._response_hooks, self._clock
+        )
         try:
             for guarded in self._on_picked:
                 guarded.run(request, result)
             for observe in self._observers:
                 observe(request, result)
-            flight.decision = self._decision(request, parser, result)
+            flight.decision = self._decision(request, parser, result, target)
         except BaseException:
             flight.abandon()
             raise
@@ -342,8 +345,9 @@ class Director:
         request.body = b""  # the gateway's copy is what travels on; ours would live as long as the answer takes
         return flight
 
-    def _decision(self, request: InferenceRequest, parser: Parser[Any] | None, result: SchedulingResult) -> Decision:
-        target = result.target
+    def _decision(
+        self, request: InferenceRequest, parser: Parser[Any] | None, result: SchedulingResult, target: ProfileResult
+    ) -> Decision:
         body: bytes | None = None
         restore: tuple[str, str] | None = None
         if parser is not None and request.target_model != request.model:
@@ -374,9 +378,8 @@ def _cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
-def _holds_part_of_prompt(request: InferenceRequest, result: SchedulingResult) -> bool:
+def _holds_part_of_prompt(request: InferenceRequest, target: ProfileResult) -> bool:
     """Whether the picked endpoint has at least one block of the prompt, as told by any configured producer."""
-    target = result.target
     position = target.candidates.position(target.rows[0])
     for key in request.attributes:
         if key.type == PREFIX_CACHE_MATCH:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from epp.api.errors import RequestError
-from epp.api.plugin import Clock, Parser, SchedulingResult
+from epp.api.plugin import Clock, Parser
 from epp.api.request import InferenceRequest, InferenceResponse, Payload, TerminationCause, Usage
 from epp.director.flight import Decision
 from epp.director.recording import Recorder
@@ -52,14 +52,14 @@ class RequestFlight:
     def __init__(
         self,
         request: InferenceRequest,
-        result: SchedulingResult,
+        destination: str,
         parser: Parser[Any] | None,
         recorder: Recorder,
         hooks: ResponseHooks,
         clock: Clock,
     ) -> None:
         self.request = request
-        self.response = InferenceResponse(served=result.target.picked[0].host_port)
+        self.response = InferenceResponse(served=destination)
         self.decision = _UNDECIDED
         self._parser = parser
         self._recorder = recorder

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
 from google.protobuf.message import DecodeError
 
 from epp.extproc import ext_proc_pb2 as pb
@@ -40,28 +41,21 @@ class InvalidMessage(Exception):
     """The bytes are no `ProcessingRequest`."""
 
 
-class Incoming:
-    """One message of the gateway. `kind` is a field number of `ProcessingRequest` (`wire`), 0 for none we know."""
+class Incoming(msgspec.Struct, eq=False, gc=False):
+    """One message of the gateway. `kind` is a field number of `ProcessingRequest` (`wire`), 0 for none we know.
 
-    __slots__ = ("_headers", "_message", "_modes", "_rest", "body", "end_of_stream", "kind")
+    `message`: as the library read it, None when that was not needed; then `rest` is what stands behind the body or the
+    headers, and `told_headers` and `told_modes` are a header message's. A struct, because four come with every request
+    and making one costs a sixth of a class with `__init__`; nothing in it refers back to it.
+    """
 
-    def __init__(
-        self,
-        kind: int,
-        body: bytes,
-        end_of_stream: bool,
-        message: pb.ProcessingRequest | None,
-        rest: bytes = b"",
-        headers: dict[str, str] | None = None,
-        modes: tuple[int, int] | None = None,
-    ) -> None:
-        self.kind = kind
-        self.body = body
-        self.end_of_stream = end_of_stream
-        self._message = message
-        self._rest = rest
-        self._headers = headers
-        self._modes = modes
+    kind: int
+    body: bytes
+    end_of_stream: bool
+    message: pb.ProcessingRequest | None = None
+    rest: bytes = b""
+    told_headers: dict[str, str] | None = None
+    told_modes: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -74,9 +68,9 @@ class Incoming:
         `raw_value` first, then `value`: Envoy fills the former, agentgateway and NGINX Gateway Fabric (some of) the
         latter. Bytes that are not UTF-8 come as backslash escapes.
         """
-        message = self._message
+        message = self.message
         if message is None:
-            return self._headers or {}
+            return self.told_headers or {}
         phase = message.request_headers if self.kind == REQUEST_HEADERS else message.response_headers
         return {
             header.key.lower(): header.raw_value.decode("utf-8", "backslashreplace") or header.value
@@ -85,31 +79,32 @@ class Incoming:
 
     def modes(self) -> tuple[int, int] | None:
         """`BodySendMode` of request and response body; None: the gateway does not tell."""
-        if self._message is None:
-            return self._modes
-        if not self._message.HasField("protocol_config"):
+        if self.message is None:
+            return self.told_modes
+        if not self.message.HasField("protocol_config"):
             return None
-        config = self._message.protocol_config
+        config = self.message.protocol_config
         return int(config.request_body_mode), int(config.response_body_mode)
 
     def subset(self) -> tuple[str, ...] | None:
         """The gateway's subset hint, None when there is none."""
-        if self._message is not None:
-            return subset_hint(self._message.metadata_context)
-        metadata = self._metadata() if _SUBSET in self._rest else None
+        if self.message is not None:
+            return subset_hint(self.message.metadata_context)
+        # Not `in`: of bytes it first tries the needle for a number, and an exception is made and thrown away.
+        metadata = self._metadata() if self.rest.find(_SUBSET) >= 0 else None
         return None if metadata is None else subset_hint(metadata)
 
     def served(self) -> str:
         """The endpoint that answered, "" when this message does not tell."""
-        if self._message is not None:
-            return served_endpoint(self._message.metadata_context)
-        metadata = self._metadata() if _SERVED in self._rest else None
+        if self.message is not None:
+            return served_endpoint(self.message.metadata_context)
+        metadata = self._metadata() if self.rest.find(_SERVED) >= 0 else None
         return "" if metadata is None else served_endpoint(metadata)
 
     def _metadata(self) -> pb.Metadata | None:
         """None when it cannot be read: what the metadata is for has a fallback, the body has none."""
         try:
-            return pb.ProcessingRequest.FromString(self._rest).metadata_context
+            return pb.ProcessingRequest.FromString(self.rest).metadata_context
         except DecodeError:
             return None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from epp.api.endpoints import FEW, Endpoints, FloatArray
+from epp.api.endpoints import FEW, Endpoint, Endpoints, FloatArray
 from epp.api.errors import ResourceExhausted
 from epp.api.plugin import Clock, Filter, Picker, ProfileResult, Scorer, Scores
 from epp.api.request import InferenceRequest
@@ -64,12 +64,10 @@ class SchedulingProfile:
                 tell_top(pick, candidates, scores)
         rows = candidates.rows
         try:
-            first, *others = positions
-            picked = [candidates[int(first)]]
-            picked_rows = [rows.item(first)]
-            for position in others:
-                picked.append(candidates[int(position)])
-                picked_rows.append(rows.item(position))
+            picked_rows = tuple([rows.item(position) for position in positions])
+            picked = tuple([_there(candidates, row) for row in picked_rows])
+            if not picked:
+                raise LookupError("there are none")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # what a picker returns is as foreign as the picker
@@ -79,11 +77,11 @@ class SchedulingProfile:
                 self._picker.failed(ValueError(f"picker returned {positions!r}, expected positions: {error}"))
             # The best score is what any picker would have to justify not taking.
             best = int(scores.argmax())
-            picked, picked_rows = [candidates[best]], [rows.item(best)]
+            picked, picked_rows = (candidates[best],), (rows.item(best),)
         return ProfileResult(
             profile=self.name,
-            picked=tuple(picked),
-            rows=tuple(picked_rows),
+            picked=picked,
+            rows=picked_rows,
             candidates=candidates,
             scores=scores,
             by_scorer=by_scorer,
@@ -151,6 +149,13 @@ class SchedulingProfile:
             return None
         scores: Scores = raw
         return scores
+
+
+def _there(candidates: Endpoints, row: int) -> Endpoint:
+    endpoint = candidates.table.endpoints[row]
+    if endpoint is None:
+        raise LookupError(f"the endpoint of row {row} has been removed")
+    return endpoint
 
 
 def _described(result: Any) -> str:

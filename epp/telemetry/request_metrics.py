@@ -6,10 +6,10 @@ up once per request, and every observation after that is one method call.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic
 
 from epp.telemetry.labels import OTHER
-from epp.telemetry.metrics import Counter, Family, Gauge, Histogram, Registry, Tally
+from epp.telemetry.metrics import ChildT, Counter, Family, Gauge, Histogram, Registry, Tally
 
 # fmt: off
 LATENCY = (
@@ -37,54 +37,48 @@ REQUEST_LABELS = ("model_name", "target_model_name", "fairness_id", "priority")
 PLUGIN_LABELS = ("extension_point", "plugin_type", "plugin_name")
 
 
+class _FirstTouch(Generic[ChildT]):
+    """A child that is made when it is first asked for, and is an attribute like any other from then on.
+
+    Not `__getattr__`: a class that has it pays for it with every attribute, found or not.
+    """
+
+    def __set_name__(self, owner: type[RequestSeries], name: str) -> None:
+        self._name = name
+
+    def __get__(self, series: RequestSeries, owner: type[RequestSeries]) -> ChildT:
+        child: ChildT = series.made(self._name)
+        series.__dict__[self._name] = child
+        return child
+
+
 class RequestSeries:
     """The children of one label combination. Each is made when it is first touched, so that what a model never does
     (streaming, for example) is not on the page."""
 
-    __slots__ = (
-        "_errors",
-        "_labels",
-        "_metrics",
-        "cached_tokens",
-        "duration",
-        "input_tokens",
-        "itl",
-        "ntpot",
-        "output_tokens",
-        "request_size",
-        "response_size",
-        "running",
-        "total",
-        "tpot",
-        "ttft_streaming",
-        "ttft_unary",
-    )
-
-    total: Counter
-    running: Gauge
-    duration: Histogram
-    request_size: Histogram
-    response_size: Histogram
-    input_tokens: Histogram
-    cached_tokens: Histogram
-    output_tokens: Histogram
-    ntpot: Histogram
-    ttft_streaming: Histogram
-    ttft_unary: Histogram
-    tpot: Histogram
-    itl: Histogram
+    total = _FirstTouch[Counter]()
+    running = _FirstTouch[Gauge]()
+    duration = _FirstTouch[Histogram]()
+    request_size = _FirstTouch[Histogram]()
+    response_size = _FirstTouch[Histogram]()
+    input_tokens = _FirstTouch[Histogram]()
+    cached_tokens = _FirstTouch[Histogram]()
+    output_tokens = _FirstTouch[Histogram]()
+    ntpot = _FirstTouch[Histogram]()
+    ttft_streaming = _FirstTouch[Histogram]()
+    ttft_unary = _FirstTouch[Histogram]()
+    tpot = _FirstTouch[Histogram]()
+    itl = _FirstTouch[Histogram]()
 
     def __init__(self, metrics: RequestMetrics, labels: tuple[str, str, str, str]) -> None:
         self._metrics = metrics
         self._labels = labels
         self._errors: dict[str, Counter] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        # Only runs while the slot is empty.
+    def made(self, name: str) -> Any:
+        """The child of one of the families."""
         family, more = self._metrics.request_families[name]
-        child = family.labels(*self._labels, *more)
-        setattr(self, name, child)
-        return child
+        return family.labels(*self._labels, *more)
 
     def errors(self, code: str) -> Counter:
         """The counter of one error code (`BadRequest`, `ModelServerError`, ...)."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 
@@ -66,18 +66,19 @@ def tools_part(tools: msgspec.Raw) -> list[TextPart | MediaPart]:
 
 def items(
     raw: msgspec.Raw, decode_all: msgspec.json.Decoder[list[_T]], decode_one: msgspec.json.Decoder[_T]
-) -> Iterator[_T | TextPart]:
+) -> Sequence[_T | TextPart]:
     """The elements of an array. One of an unexpected shape comes as its JSON text.
 
     The server decides what it accepts; here the text only has to be the same each time the client sends the same.
     """
-    decoded: list[Any] | None = attempt(decode_all, raw)
+    decoded: list[_T] | None = attempt(decode_all, raw)
     if decoded is not None:
-        yield from decoded
-        return
+        return decoded
+    told: list[_T | TextPart] = []
     for item in attempt(_RAW_ITEMS, raw) or [raw]:
         one = attempt(decode_one, item)
-        yield TextPart(bytes(item).decode()) if one is None else one
+        told.append(TextPart(bytes(item).decode()) if one is None else one)
+    return told
 
 
 def attempt(decoder: msgspec.json.Decoder[_T], raw: msgspec.Raw) -> _T | None:

@@ -83,9 +83,12 @@ class OpenAIPayload(Payload):
 
     def parts(self) -> Iterator[list[TextPart | MediaPart]]:
         fields = self._fields
+        if self.kind == CHAT:
+            return iter([chat_parts(fields.tools, fields.messages)])
+        return self._other_parts(fields)
+
+    def _other_parts(self, fields: _Fields) -> Iterator[list[TextPart | MediaPart]]:
         match self.kind:
-            case "chat completions":
-                yield chat_parts(fields.tools, fields.messages)
             case "completions":
                 texts = attempt(_TEXTS, fields.prompt)
                 if texts is None:

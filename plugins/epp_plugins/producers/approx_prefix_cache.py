@@ -33,6 +33,7 @@ import math
 from collections.abc import Awaitable, Sequence
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -88,15 +89,12 @@ class ApproxPrefixCacheParams(Params, frozen=True):
     max_index_bytes: Annotated[int, Meta(ge=1 << 20, description="memory of the whole index")] = 512 << 20
 
 
-class _Prepared:
+class _Prepared(msgspec.Struct, eq=False, gc=False):
     """What `on_picked` records: the hashes of each prompt, `total` of them."""
 
-    __slots__ = ("block_size", "paths", "total")
-
-    def __init__(self, paths: list[list[int]], total: int, block_size: int) -> None:
-        self.paths = paths
-        self.total = total
-        self.block_size = block_size
+    paths: list[list[int]]
+    total: int
+    block_size: int
 
 
 class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):

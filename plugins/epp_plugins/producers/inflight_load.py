@@ -31,6 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from msgspec import Meta
 
@@ -80,21 +81,16 @@ class InflightLoadParams(Params, frozen=True):
     sync_cross_replica_state: Annotated[bool, Meta(description="no effect: replicas do not share counts")] = True
 
 
-class _Hold:
+class _Hold(msgspec.Struct, eq=False, gc=False):
     """What one request holds of one endpoint."""
 
-    __slots__ = ("generation", "output_tokens", "primary", "prompt_tokens", "requests", "row", "series")
-
-    def __init__(
-        self, row: int, generation: int, prompt_tokens: int, output_tokens: int, primary: bool, series: Series | None
-    ) -> None:
-        self.row = row
-        self.generation = generation
-        self.requests = 1
-        self.prompt_tokens = prompt_tokens
-        self.output_tokens = output_tokens
-        self.primary = primary
-        self.series = series
+    row: int
+    generation: int
+    prompt_tokens: int
+    output_tokens: int
+    primary: bool
+    series: Series | None
+    requests: int = 1
 
 
 class InflightLoadProducer(Producer[InflightLoadParams]):
@@ -137,14 +133,17 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
 
     def produce(self, request: InferenceRequest, endpoints: Endpoints) -> None:
         """Tokens of this request that each candidate would have to compute (and generate, if so configured)."""
-        tokens = request.input_tokens
-        output = self._estimated_output(request, tokens)
+        prompt = request.prompt
+        tokens = 0 if prompt is None else prompt.tokens
+        output = self._estimated_output(request)
         match = self._match(request, endpoints) if tokens else None
         if match is None:
             uncached: FloatArray = np.full(len(endpoints), float(tokens + output))
         elif match.blocks.size <= FEW:
             size = match.block_size_tokens
-            uncached = np.array([max(tokens - blocks * size, 0.0) + output for blocks in match.blocks.tolist()])
+            uncached = np.array(
+                [(left if (left := tokens - blocks * size) > 0.0 else 0.0) + output for blocks in match.blocks.tolist()]
+            )
         else:
             uncached = np.maximum(tokens - match.blocks * match.block_size_tokens, 0.0)
             if output:
@@ -154,7 +153,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
     def on_picked(self, request: InferenceRequest, result: SchedulingResult) -> None:
         """One request and its tokens on the first endpoint of every profile."""
         target = result.target
-        output = self._estimated_output(request, request.input_tokens)
+        output = self._estimated_output(request)
         holds: list[_Hold] = []
         request.attributes[self._held] = holds
         for profile in result.profiles.values():
@@ -196,11 +195,11 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         match = prefix_match(request, endpoints, DEFAULT_PREFIX_PRODUCER)
         return match if match is not None else prefix_match(request, endpoints, ANY_PRODUCER)
 
-    def _estimated_output(self, request: InferenceRequest, tokens: int) -> int:
+    def _estimated_output(self, request: InferenceRequest) -> int:
         params = self.params
         if not params.add_estimated_output_tokens:
             return 0
-        estimate = int(tokens * params.output_ratio)
+        estimate = int(request.input_tokens * params.output_ratio)
         if params.max_estimated_output_tokens:
             estimate = min(estimate, params.max_estimated_output_tokens)
         allowed = request.payload.max_tokens
