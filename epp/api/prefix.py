@@ -57,7 +57,10 @@ def prefix_match(request: InferenceRequest, endpoints: Endpoints, producer: str)
         producer = told[0]
     key, cached = _keys(producer)
     info = request.attributes.get(key)
-    if info is None or not endpoints.has(key):
+    if info is None:
         return None
     total, block_size = info
-    return PrefixMatch(endpoints.column(key), endpoints.column(cached), total, block_size)
+    try:
+        return PrefixMatch(endpoints.column(key), endpoints.column(cached), total, block_size)
+    except LookupError:
+        return None

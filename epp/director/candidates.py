@@ -18,7 +18,7 @@ def candidates(endpoints: Endpoints, subset: tuple[str, ...] | None) -> Endpoint
         allowed = frozenset(subset)
         keep = [e.host_port in allowed or e.address in allowed or f"[{e.address}]" in allowed for e in endpoints]
         endpoints = endpoints.take(np.array(keep, dtype=np.bool_))
-    if len(endpoints) == 0:
+    if endpoints.rows.size == 0:
         where = (
             "the gateway's subset hint names none of the pool's endpoints"
             if subset is not None

@@ -176,7 +176,7 @@ class Director:
 
     def _understood(self, head: RequestHead, body: bytes) -> tuple[InferenceRequest, Parser[Any]]:
         try:
-            path = request_path(head.path, head.headers, body)
+            path = head.path or request_path(head.path, head.headers, body)
             parser = self.parsers.resolve(path, head.headers, body)
             payload = self._parse(parser, path, head.headers, body)
         except RequestError as error:
@@ -317,7 +317,11 @@ class Director:
             raise
         target = result.target
         self._recorder.scheduled(request, target.picked[0], self._clock() - began)
-        if wants_cached_only(request.headers) and not _holds_part_of_prompt(request, target):
+        if (
+            "prefer" in request.headers
+            and wants_cached_only(request.headers)
+            and not _holds_part_of_prompt(request, target)
+        ):
             raise PreconditionFailed("no decode worker has the requested KV cache")
         return result
 

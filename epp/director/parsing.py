@@ -12,6 +12,8 @@ from epp.api.plugin import Parser
 
 _ORIGINAL_PATHS = ("x-original-path", "x-forwarded-path")
 _COMPLETIONS = "/v1/completions"
+_MOST_KNOWN = 64
+_LONGEST_KNOWN = 128
 
 
 class ParserTable:
@@ -26,6 +28,7 @@ class ParserTable:
         self.parsers: list[Parser[Any]] = []
         self.fallback: Parser[Any] | None = None
         self._by_suffix: dict[str, Parser[Any]] = {}
+        self._known: dict[str, Parser[Any]] = {}  # paths that have been resolved by their suffix: nearly all are few
         types: set[str] = set()
         for parser in parsers:
             if parser.type in types:
@@ -44,11 +47,16 @@ class ParserTable:
 
         Query and trailing slash do not count. `path` empty: `request_path` finds out.
         """
-        bare = request_path(path, headers, body).partition("?")[0].strip().rstrip("/")
+        parser = self._known.get(path)
+        if parser is not None:
+            return parser
+        bare = (path or request_path(path, headers, body)).partition("?")[0].strip().rstrip("/")
         segments = bare.rsplit("/", self._segments)[-self._segments :] if self._segments else []
         for first in range(len(segments)):
             parser = self._by_suffix.get("/".join(segments[first:]))
             if parser is not None:
+                if path and len(path) <= _LONGEST_KNOWN and len(self._known) < _MOST_KNOWN:
+                    self._known[path] = parser
                 return parser
         if self.fallback is not None:
             return self.fallback

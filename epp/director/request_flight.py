@@ -81,7 +81,8 @@ class RequestFlight:
         response.streaming = "text/event-stream" in headers.get("content-type", "")
         if served:
             response.served = served
-        self._run(self._hooks.headers)
+        if self._hooks.headers:
+            self._run(self._hooks.headers)
         self._processing = self._clock() - began
 
     def chunk(self, now: float, size: int) -> None:
@@ -92,7 +93,8 @@ class RequestFlight:
         response.body_size += size
         if last is None:
             response.first_chunk_at = now
-            self._run(self._hooks.first_chunk)
+            if self._hooks.first_chunk:
+                self._run(self._hooks.first_chunk)
         elif response.streaming:
             counts = self._itl
             if counts is None:

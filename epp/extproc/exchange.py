@@ -136,7 +136,7 @@ class Exchange:
         self.pending = None
         self._queue = None
         response = self._response
-        if response is not None:
+        if response is not None and not response.ended:
             if lost:
                 response.close(TerminationCause.ERROR)
             else:
@@ -189,8 +189,7 @@ class Exchange:
         if self._request is not None:
             return self._violated("a second request_headers")
         request = self._request = RequestPhase(self._context, incoming)
-        modes = incoming.modes()
-        self._response_mode = None if modes is None else modes[1]
+        self._response_mode = request.response_mode
         too_large = request.announced_too_large()
         if too_large is not None:
             return self._refuse_ourselves(too_large)

@@ -39,6 +39,7 @@ client's pass; here they are removed. The destination itself is always overwritt
 _CONTROL: Final = frozenset(CONTROL_HEADERS)
 
 _MAX_PLAIN_DECISIONS: Final = 4096
+_NO_METADATA: Final = b"\x42\x00"  # an empty metadata_context, which Envoy puts behind every message
 _ANSWERED_AT_ONCE: Final = frozenset({pb.NONE, pb.STREAMED, pb.BUFFERED, pb.BUFFERED_PARTIAL})
 
 
@@ -51,8 +52,8 @@ class Carrier(Enum):
 
 
 class RequestPhase:
-    """One request. `mode`: how the gateway sends the body, None when it does not tell; `deferred`: whether its headers
-    wait for the decision."""
+    """One request. `mode` and `response_mode`: how the gateway sends the two bodies, None when it does not tell;
+    `deferred`: whether its headers wait for the decision."""
 
     __slots__ = (
         "_chunks",
@@ -67,6 +68,7 @@ class RequestPhase:
         "echoes",
         "head",
         "mode",
+        "response_mode",
     )
 
     def __init__(self, context: ExchangeContext, message: Incoming) -> None:
@@ -78,8 +80,11 @@ class RequestPhase:
         modes = message.modes()
         self._context = context
         self._limit = context.settings.max_body_bytes
-        self.mode = mode = None if modes is None else modes[0]
-        self.deferred = mode not in _ANSWERED_AT_ONCE
+        self.mode: int | None = None
+        self.response_mode: int | None = None
+        if modes is not None:
+            self.mode, self.response_mode = modes
+        self.deferred = self.mode not in _ANSWERED_AT_ONCE
         self.head = RequestHead(
             headers=headers,
             path=headers.get(":path", ""),
@@ -120,7 +125,7 @@ class RequestPhase:
         """Keep a piece of the body; a subset hint may come with any message."""
         if message.body:
             self._chunks.append(message.body)
-        if self.head.subset is None:
+        if message.rest != _NO_METADATA and self.head.subset is None:
             self.head.subset = message.subset()
 
     def complete(self, end_of_stream: bool) -> bool:

@@ -77,9 +77,12 @@ class ResponsePhase:
             return [replies.PLAIN_RESPONSE_HEADERS]
         headers = message.headers()
         status = headers.get(":status", "")
-        self._tell(flight.response_headers, int(status) if status.isdecimal() else 0, headers, message.served())
+        try:
+            flight.response_headers(int(status) if status.isdecimal() else 0, headers, message.served())
+        except Exception as error:
+            self._lose(error)
         remove: tuple[str, ...] = ()
-        if not message.end_of_stream:
+        if not message.end_of_stream and self._mode != pb.NONE:
             self._watch(flight, headers.get("content-type", ""), headers.get("content-encoding", ""))
             # Buffered bodies are measured when they are replaced; a body in chunks cannot be.
             if self._restorer is not None and self._mode not in (pb.BUFFERED, pb.BUFFERED_PARTIAL):

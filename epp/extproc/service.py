@@ -86,7 +86,8 @@ class ProcessStream:
             streams.closed(code, service.context.clock() - self._opened_at)
         exchange = self._exchange
         exchange.close(lost=exchange.finished is None and reason.value in _LOST)
-        self._settle()
+        if self._awaited is not None:
+            self._settle()
 
     def _send(self, messages: list[bytes]) -> None:
         for reply in messages:

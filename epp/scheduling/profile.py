@@ -42,30 +42,42 @@ class SchedulingProfile:
     def run(self, request: InferenceRequest, endpoints: Endpoints) -> ProfileResult:
         """Choose among `endpoints`; `ResourceExhausted` when the filters leave none."""
         span = request.span
-        if span is None:
-            return self._run(request, endpoints, None)
-        with step(span, tracing.PROFILE) as profile:
-            profile.set(tracing.PROFILE_NAME, self.name)
-            return self._run(request, endpoints, profile)
+        if span is not None:
+            with step(span, tracing.PROFILE) as profile:
+                profile.set(tracing.PROFILE_NAME, self.name)
+                return self._result(*self._traced(request, endpoints, profile))
+        candidates = self._filter(request, endpoints) if self._filters else endpoints
+        scores, by_scorer = self._score(request, candidates, None)
+        return self._result(candidates, scores, by_scorer, self._picker.run_with(request, candidates, scores))
 
-    def _run(self, request: InferenceRequest, endpoints: Endpoints, span: Span | None) -> ProfileResult:
-        if span is None:
+    def _traced(
+        self, request: InferenceRequest, endpoints: Endpoints, span: Span
+    ) -> tuple[Endpoints, FloatArray, dict[str, Scores], Any]:
+        with step(span, tracing.FILTERS) as filters:
             candidates = self._filter(request, endpoints)
-            scores, by_scorer = self._score(request, candidates, None)
+            tell_filtered(filters, endpoints, candidates)
+        with step(span, tracing.SCORING) as scoring:
+            scores, by_scorer = self._score(request, candidates, scoring)
+        with step(span, tracing.PICK) as pick:
             positions = self._picker.run_with(request, candidates, scores)
-        else:
-            with step(span, tracing.FILTERS) as filters:
-                candidates = self._filter(request, endpoints)
-                tell_filtered(filters, endpoints, candidates)
-            with step(span, tracing.SCORING) as scoring:
-                scores, by_scorer = self._score(request, candidates, scoring)
-            with step(span, tracing.PICK) as pick:
-                positions = self._picker.run_with(request, candidates, scores)
-                tell_top(pick, candidates, scores)
+            tell_top(pick, candidates, scores)
+        return candidates, scores, by_scorer, positions
+
+    def _result(
+        self, candidates: Endpoints, scores: FloatArray, by_scorer: dict[str, Scores], positions: Any
+    ) -> ProfileResult:
         rows = candidates.rows
+        known = candidates.table.endpoints
+        picked: list[Endpoint] = []
+        picked_rows: list[int] = []
         try:
-            picked_rows = tuple([rows.item(position) for position in positions])
-            picked = tuple([_there(candidates, row) for row in picked_rows])
+            for position in positions:
+                row = rows.item(position)
+                endpoint = known[row]
+                if endpoint is None:
+                    raise LookupError(f"the endpoint at {position} has been removed")
+                picked.append(endpoint)
+                picked_rows.append(row)
             if not picked:
                 raise LookupError("there are none")
         except KeyboardInterrupt:
@@ -77,11 +89,11 @@ class SchedulingProfile:
                 self._picker.failed(ValueError(f"picker returned {positions!r}, expected positions: {error}"))
             # The best score is what any picker would have to justify not taking.
             best = int(scores.argmax())
-            picked, picked_rows = (candidates[best],), (rows.item(best),)
+            picked, picked_rows = [candidates[best]], [rows.item(best)]
         return ProfileResult(
             profile=self.name,
-            picked=picked,
-            rows=picked_rows,
+            picked=tuple(picked),
+            rows=tuple(picked_rows),
             candidates=candidates,
             scores=scores,
             by_scorer=by_scorer,
@@ -149,13 +161,6 @@ class SchedulingProfile:
             return None
         scores: Scores = raw
         return scores
-
-
-def _there(candidates: Endpoints, row: int) -> Endpoint:
-    endpoint = candidates.table.endpoints[row]
-    if endpoint is None:
-        raise LookupError(f"the endpoint of row {row} has been removed")
-    return endpoint
 
 
 def _described(result: Any) -> str:

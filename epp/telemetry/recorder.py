@@ -48,7 +48,9 @@ class MetricsRecorder:
 
     def refused(self, request: InferenceRequest | None, error: RequestError) -> None:
         """The client got `error` instead of a model server's answer."""
-        self._settle_sometimes()
+        self._unsettled += 1
+        if self._unsettled >= SETTLE_AFTER:
+            self._settle()
         series = self._series(request) if request is not None else self._metrics.series("", "", "", 0)
         series.errors(error.code).inc()
 
@@ -82,8 +84,10 @@ class MetricsRecorder:
 
     def began(self, request: InferenceRequest, now: float) -> None:
         """The request is on its way to a model server."""
-        self._settle_sometimes()
-        series = self._series(request)
+        self._unsettled += 1
+        if self._unsettled >= SETTLE_AFTER:
+            self._settle()
+        series = self._metrics.series(request.model, request.target_model, request.fairness_id, request.priority)
         series.total.inc()
         series.running.inc()
         series.request_size.observe(request.body_size)
@@ -93,7 +97,7 @@ class MetricsRecorder:
         self, request: InferenceRequest, response: InferenceResponse, itl_counts: list[int] | None, now: float
     ) -> None:
         """The answer has ended, in whatever way."""
-        series = self._series(request)
+        series = self._metrics.series(request.model, request.target_model, request.fairness_id, request.priority)
         series.running.dec()
         if not self._response_seen or request.payload.skip_response:
             return
@@ -111,12 +115,10 @@ class MetricsRecorder:
         """Time spent on one response outside its body chunks."""
         self._response_processing(seconds)
 
-    def _settle_sometimes(self) -> None:
-        """With every request that was picked or refused: what plugins took for it is counted soon after."""
-        self._unsettled += 1
-        if self._unsettled >= SETTLE_AFTER:
-            self._unsettled = 0
-            self._metrics.settle()
+    def _settle(self) -> None:
+        """After so many requests that were picked or refused: count what plugins took for them."""
+        self._unsettled = 0
+        self._metrics.settle()
 
     def _usage(self, series: RequestSeries, response: InferenceResponse, duration: float) -> None:
         usage = response.usage

@@ -41,7 +41,7 @@ _MESSAGE = msgspec.json.Decoder(_Message)
 
 def chat_parts(tools: msgspec.Raw, messages: msgspec.Raw) -> list[TextPart | MediaPart]:
     """The tools as the client wrote them, then role and content of each message."""
-    parts: list[TextPart | MediaPart] = tools_part(tools)
+    parts: list[TextPart | MediaPart] = tools_part(tools) if memoryview(tools) else []
     for message in items(messages, _MESSAGES, _MESSAGE):
         if isinstance(message, TextPart):
             parts.append(message)

@@ -39,25 +39,25 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes, kind: str) -> _T:
     if offset is not None:
         raise BadRequest(f"{_PREFIX}nested deeper than {MAX_DEPTH} levels at byte {offset}")
     try:
-        return _decode(decoder, body)
+        try:
+            return decoder.decode(body)
+        except RecursionError:
+            return _with_more_levels(decoder, body)
     except msgspec.ValidationError as error:
         raise BadRequest(f"invalid {kind} request: {error}") from None
     except msgspec.DecodeError as error:
         raise BadRequest(_PREFIX + _positioned(str(error), body)) from None
 
 
-def _decode(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+def _with_more_levels(decoder: msgspec.json.Decoder[_T], body: bytes) -> _T:
+    """Up to Python 3.11 the decoder's levels count as Python frames, on top of those already there. The depth is known
+    to be bounded here, so the limit may make room for it."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + 2 * MAX_DEPTH)
     try:
         return decoder.decode(body)
-    except RecursionError:
-        # Up to Python 3.11 the decoder's levels count as Python frames, on top of those already there. The depth is
-        # known to be bounded here, so the limit may make room for it.
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(limit + 2 * MAX_DEPTH)
-        try:
-            return decoder.decode(body)
-        finally:
-            sys.setrecursionlimit(limit)
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 def _positioned(message: str, body: bytes) -> str:

@@ -44,10 +44,11 @@ _REQUIRED = {
     CONVERSATIONS: "must have items field",
     IMAGES: "must have prompt field",
 }
+_USUAL = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
 _TEXTS = msgspec.json.Decoder(str | list[str])
 
 
-class _Fields(msgspec.Struct):
+class _Fields(msgspec.Struct, frozen=True):
     model: Any = None
     stream: Any = None
     cache_salt: Any = None
@@ -63,6 +64,7 @@ class _Fields(msgspec.Struct):
 
 
 _FIELDS = msgspec.json.Decoder(_Fields)
+_NOTHING = _Fields()
 
 
 class OpenAIPayload(Payload):
@@ -105,8 +107,13 @@ class OpenAIPayload(Payload):
                 return
 
     def token_ids(self) -> tuple[list[int], ...] | None:
-        raw = {COMPLETIONS: self._fields.prompt, EMBEDDINGS: self._fields.input}.get(self.kind)
-        if raw is None or not starts_with_number(raw):
+        if self.kind == COMPLETIONS:
+            raw = self._fields.prompt
+        elif self.kind == EMBEDDINGS:
+            raw = self._fields.input
+        else:
+            return None
+        if not starts_with_number(raw):
             return None
         ids = attempt(IDS, raw)
         if ids is not None:
@@ -117,7 +124,7 @@ class OpenAIPayload(Payload):
         return tuple(batch)
 
     def release(self) -> None:
-        self._fields = _Fields()
+        self._fields = _NOTHING
 
 
 class OpenAIParser(OpenAIAnswers):
@@ -137,7 +144,7 @@ class OpenAIParser(OpenAIAnswers):
     )
 
     def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Payload:
-        kind = api_of(path)
+        kind = _USUAL.get(path) or api_of(path)
         fields = decode(_FIELDS, body, kind)
         if not _complete(kind, fields):
             raise BadRequest(f"invalid {kind} request: {_REQUIRED[kind]}")

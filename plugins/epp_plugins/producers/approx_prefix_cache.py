@@ -111,7 +111,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
                 "%s: parameter blockSize is deprecated, use blockSizeTokens: %d", self.name, params.block_size
             )
         self._configured = params.block_size or params.block_size_tokens
-        self._block_size = max(MIN_BLOCK_SIZE, self._configured)
+        self._use_blocks_of(self._configured)
         self._tune_at = -math.inf
         self._table = context.table
         self._index = ApproximateIndex(params.max_index_bytes)
@@ -136,8 +136,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
             self._tune(endpoints.now)
         block_size = self._block_size
         root = root_hash(request.target_model, request.payload.cache_salt)
-        limit = self._max_blocks(block_size)
-        left = MAX_BLOCKS
+        limit, left = self._limit, MAX_BLOCKS
         chains = []
         for number, data in enumerate(prompt.data):
             marks = None
@@ -185,8 +184,7 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
         prepared: _Prepared | None = request.attributes.pop(self._state, None)
         if prepared is None:
             return
-        target = result.target
-        held = self._record(target.rows[0], prepared)
+        held = self._record(result.target.rows[0], prepared)
         prefill = result.prefill
         if prefill is not None:
             self._record(prefill.rows[0], prepared)
@@ -223,11 +221,14 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
             index.record(row, path, capacity)
         return held
 
-    def _max_blocks(self, block_size: int) -> int:
+    def _use_blocks_of(self, tokens: int) -> None:
+        """The size of a block from now on, and with it how many blocks of a prompt count."""
         params = self.params
+        self._block_size = size = max(MIN_BLOCK_SIZE, tokens)
         if params.max_prefix_tokens_to_match:
-            return params.max_prefix_tokens_to_match // block_size
-        return params.max_prefix_blocks_to_match or MAX_BLOCKS
+            self._limit = params.max_prefix_tokens_to_match // size
+        else:
+            self._limit = params.max_prefix_blocks_to_match or MAX_BLOCKS
 
     def _tune(self, now: float) -> None:
         self._tune_at = now + TUNE_INTERVAL
@@ -236,9 +237,9 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
         sizes = self._table.columns["block_size"][self._table.rows]
         known, counts = np.unique(sizes[sizes >= 1], return_counts=True)  # ascending; NaN compares false
         if known.size:
-            self._block_size = max(MIN_BLOCK_SIZE, int(known[counts.argmax()]))
+            self._use_blocks_of(int(known[counts.argmax()]))
         else:
-            self._block_size = max(MIN_BLOCK_SIZE, self._configured)
+            self._use_blocks_of(self._configured)
 
     def _capacity(self, row: int, block_size: int) -> int:
         if self.params.auto_tune:

@@ -208,10 +208,9 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
     def _hold(self, request: InferenceRequest, profile: ProfileResult, output: int, primary: bool) -> _Hold:
         row = profile.rows[0]
         candidates = profile.candidates
-        if candidates.has(self._uncached):
-            position = candidates.position(row)
-            prompt_tokens = int(candidates.column(self._uncached).item(position)) - output
-        else:  # `produce` failed for this request
+        try:
+            prompt_tokens = int(candidates.column(self._uncached).item(candidates.position(row))) - output
+        except LookupError:  # `produce` failed for this request
             prompt_tokens = request.input_tokens
         if not primary:
             output = 0

@@ -18,7 +18,7 @@ class KVCacheUtilizationScorer(epp.Scorer[epp.NoParams]):
     type = "kv-cache-utilization-scorer"
 
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
-        usage = endpoints.kv_usage
+        usage = endpoints.column("kv_usage")
         if usage.size <= epp.FEW:
             return np.array([1.0 - share for share in usage.tolist()])
         scores: epp.Scores = 1.0 - usage

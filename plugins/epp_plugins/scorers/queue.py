@@ -17,4 +17,4 @@ class QueueScorer(epp.Scorer[epp.NoParams]):
     type = "queue-scorer"
 
     def score(self, request: epp.InferenceRequest, endpoints: epp.Endpoints) -> epp.Scores:
-        return epp.fewer_is_better(endpoints.waiting)
+        return epp.fewer_is_better(endpoints.column("waiting"))
