@@ -124,8 +124,7 @@ class Director:
 
     def decide(self, head: RequestHead, body: bytes) -> RequestFlight | Awaitable[RequestFlight]:
         """Pick an endpoint for a request with a body. Raises a `RequestError`, now or when awaited."""
-        request, parser = self._understood(head, body)
-        return self._drive(self._decision_steps(request, parser))
+        return self._drive(self._decision_steps(*self._understood(head, body)))
 
     def decide_without_body(self, head: RequestHead) -> RequestFlight | Awaitable[RequestFlight]:
         """Pick an endpoint for a request that has no body (GET): the same profiles, with nothing known of a prompt."""

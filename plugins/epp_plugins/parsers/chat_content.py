@@ -71,9 +71,10 @@ def items(
 
     The server decides what it accepts; here the text only has to be the same each time the client sends the same.
     """
-    decoded: list[_T] | None = attempt(decode_all, raw)
-    if decoded is not None:
-        return decoded
+    try:
+        return decode_all.decode(raw)
+    except (msgspec.MsgspecError, RecursionError):
+        pass  # one by one, then
     told: list[_T | TextPart] = []
     for item in attempt(_RAW_ITEMS, raw) or [raw]:
         one = attempt(decode_one, item)

@@ -25,8 +25,10 @@ def exceeds_depth(body: bytes, limit: int) -> int | None:
     """
     if len(body) <= limit:
         return None
-    if len(body) <= _SMALL and _brackets(body) <= limit:
-        return None
+    if len(body) <= _SMALL:
+        # How many open. `replace` looks for a byte with memchr, ten times as fast as `count` where there are few.
+        if 2 * len(body) - len(body.replace(b"[", b"")) - len(body.replace(b"{", b"")) <= limit:
+            return None
     depth = 0
     in_string = False
     escaped = False
@@ -47,11 +49,6 @@ def exceeds_depth(body: bytes, limit: int) -> int | None:
             depth = int(levels[-1])
         in_string ^= bool(quotes.size & 1)
     return None
-
-
-def _brackets(body: bytes) -> int:
-    """How many open. `replace` looks for a byte with memchr, ten times as fast as `count` where there are few."""
-    return 2 * len(body) - len(body.replace(b"[", b"")) - len(body.replace(b"{", b""))
 
 
 def _string_bounds(chunk: NDArray[np.uint8], escaped: bool) -> tuple[NDArray[np.intp], bool]:

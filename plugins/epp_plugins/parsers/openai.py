@@ -28,7 +28,6 @@ from epp_plugins.parsers.json_body import (
     is_null,
     raw_text,
     salt_of,
-    text_of,
 )
 from epp_plugins.parsers.openai_answers import OpenAIAnswers
 from epp_plugins.parsers.token_ids import BATCH, IDS, starts_with_number
@@ -73,14 +72,15 @@ class OpenAIPayload(Payload):
     __slots__ = ("_fields",)
 
     def __init__(self, kind: str, fields: _Fields) -> None:
-        super().__init__(
-            kind,
-            model=text_of(fields.model),
-            stream=fields.stream is True,
-            max_tokens=_max_tokens(kind, fields),
-            cache_salt=salt_of(fields.cache_salt, kind),
-            rewritable=True,
-        )
+        # The fields of `Payload` one by one: its `__init__`, by keyword, would cost more than all the rest here.
+        model = fields.model
+        self.kind = kind
+        self.model = model if isinstance(model, str) else None
+        self.stream = fields.stream is True
+        self.max_tokens = _max_tokens(kind, fields)
+        self.cache_salt = "" if fields.cache_salt is None else salt_of(fields.cache_salt, kind)
+        self.rewritable = True
+        self.skip_response = False
         self._fields = fields
 
     def parts(self) -> Iterator[list[TextPart | MediaPart]]:

@@ -41,11 +41,12 @@ class MaxScorePicker(epp.Picker[MaxScorePickerParams]):
             if told.count(best) == 1:
                 return (told.index(best),)
             equals = [position for position, score in enumerate(told) if score == best]
-            return (equals[self.context.rng.randrange(len(equals))],)
+            # Not `randrange`, which is two functions more: a double has chance enough for so few.
+            return (equals[int(self.context.rng.random() * len(equals))],)
         if wanted == 1:
             first = scores.argmax()
             ties = (scores == scores[first]).nonzero()[0]
-            return (int(first if ties.size == 1 else ties[self.context.rng.randrange(ties.size)]),)
+            return (int(first if ties.size == 1 else ties[int(self.context.rng.random() * ties.size)]),)
         order = np.array(self.context.rng.sample(range(scores.size), scores.size))
         chosen: epp.IntArray = order[np.argsort(-scores[order], kind="stable")][:wanted]
         return chosen

@@ -42,6 +42,7 @@ from epp.api import (
     TOKENIZED_PROMPT,
     DataKey,
     Endpoints,
+    FloatArray,
     InferenceRequest,
     Params,
     PluginContext,
@@ -168,14 +169,17 @@ class ApproxPrefixCacheProducer(Producer[ApproxPrefixCacheParams]):
     def _publish(
         self, request: InferenceRequest, endpoints: Endpoints, chains: list[BlockChain], block_size: int
     ) -> None:
-        if not chains:
-            return
-        paths = [chain.hashes for chain in chains]
-        blocks = self._index.match(paths[0], endpoints.rows)
-        total = len(paths[0])
-        for path in paths[1:]:
-            blocks += self._index.match(path, endpoints.rows)
+        paths: list[list[int]] = []
+        blocks: FloatArray | None = None
+        total = 0
+        for chain in chains:
+            path = chain.hashes
+            paths.append(path)
             total += len(path)
+            matched = self._index.match(path, endpoints.rows)
+            blocks = matched if blocks is None else blocks + matched
+        if blocks is None:
+            return
         request.attributes[self._state] = _Prepared(paths, total, block_size)
         publish_prefix_match(request, endpoints, self.name, PrefixMatch(blocks, blocks, total, block_size))
 

@@ -106,6 +106,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         self._table = context.table
         self._table.add_column(self.requests_column, 0.0)
         self._table.add_column(self.tokens_column, 0.0)
+        self._estimates = params.add_estimated_output_tokens
         self._prefix_producer = params.prefix_match_info_producer_name
         self._uncached = DataKey(UNCACHED_TOKENS, self.name)
         self._held = DataKey(_HELD, self.name)
@@ -135,7 +136,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
         """Tokens of this request that each candidate would have to compute (and generate, if so configured)."""
         prompt = request.prompt
         tokens = 0 if prompt is None else prompt.tokens
-        output = self._estimated_output(request)
+        output = self._estimated_output(request) if self._estimates else 0
         match = self._match(request, endpoints) if tokens else None
         if match is None:
             uncached: FloatArray = np.full(len(endpoints), float(tokens + output))
@@ -153,7 +154,7 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
     def on_picked(self, request: InferenceRequest, result: SchedulingResult) -> None:
         """One request and its tokens on the first endpoint of every profile."""
         target = result.target
-        output = self._estimated_output(request)
+        output = self._estimated_output(request) if self._estimates else 0
         holds: list[_Hold] = []
         request.attributes[self._held] = holds
         for profile in result.profiles.values():
@@ -197,8 +198,6 @@ class InflightLoadProducer(Producer[InflightLoadParams]):
 
     def _estimated_output(self, request: InferenceRequest) -> int:
         params = self.params
-        if not params.add_estimated_output_tokens:
-            return 0
         estimate = int(request.input_tokens * params.output_ratio)
         if params.max_estimated_output_tokens:
             estimate = min(estimate, params.max_estimated_output_tokens)

@@ -162,6 +162,6 @@ class TokenProducer(Producer[TokenProducerParams]):
 
     def _pack(self, request: InferenceRequest) -> None:
         packer = PromptPacker(self._estimate, request.headers)
-        data = tuple([packer.pack(parts) for parts in request.payload.parts()])
+        data = tuple(map(packer.pack, request.payload.parts()))
         if data:
             request.prompt = Prompt(data, estimated=True, features=tuple(packer.features))
