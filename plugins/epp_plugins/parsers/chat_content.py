@@ -35,14 +35,21 @@ class _Message(msgspec.Struct):
     content: str | list[_Block] | None = None
 
 
-_MESSAGES = msgspec.json.Decoder(list[_Message])
+Messages = list[_Message]
+_MESSAGES = msgspec.json.Decoder(Messages)
 _MESSAGE = msgspec.json.Decoder(_Message)
 
 
 def chat_parts(tools: msgspec.Raw, messages: msgspec.Raw) -> list[TextPart | MediaPart]:
     """The tools as the client wrote them, then role and content of each message."""
+    decoded = items(messages, _MESSAGES, _MESSAGE)
+    return message_parts(tools, decoded)
+
+
+def message_parts(tools: msgspec.Raw, messages: Sequence[_Message | TextPart]) -> list[TextPart | MediaPart]:
+    """The same of messages that have been decoded."""
     parts: list[TextPart | MediaPart] = tools_part(tools) if memoryview(tools) else []
-    for message in items(messages, _MESSAGES, _MESSAGE):
+    for message in messages:
         if isinstance(message, TextPart):
             parts.append(message)
             continue

@@ -24,8 +24,13 @@ _FILLED_ARRAY = re.compile(rb"\[[ \t\r\n]*+[^\]]")
 _PREFIX = "error unmarshaling request bodyMap: "
 
 
-def decode(decoder: msgspec.json.Decoder[_T], body: bytes, kind: str) -> _T:
+def decode(
+    decoder: msgspec.json.Decoder[_T], body: bytes, kind: str, usual: msgspec.json.Decoder[_T] | None = None
+) -> _T:
     """Decode a whole body; `BadRequest` when it is not UTF-8, not JSON, too deep or of another shape.
+
+    `usual` is tried before `decoder`: it may understand more of the body in one go. What it cannot read, it does not
+    judge.
 
     Of duplicate keys the last one wins, as in Go's encoding/json. An escape that spells half a surrogate pair counts
     as malformed: it stands for no character.
@@ -38,6 +43,11 @@ def decode(decoder: msgspec.json.Decoder[_T], body: bytes, kind: str) -> _T:
     offset = exceeds_depth(body, MAX_DEPTH)
     if offset is not None:
         raise BadRequest(f"{_PREFIX}nested deeper than {MAX_DEPTH} levels at byte {offset}")
+    if usual is not None:
+        try:
+            return usual.decode(body)
+        except (msgspec.MsgspecError, RecursionError):
+            pass
     try:
         try:
             return decoder.decode(body)

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from epp.api import BadRequest, MediaPart, Payload, TextPart
-from epp_plugins.parsers.chat_content import attempt, chat_parts
+from epp_plugins.parsers.chat_content import Messages, attempt, chat_parts, message_parts
 from epp_plugins.parsers.json_body import (
     count_of,
     decode,
@@ -62,7 +62,14 @@ class _Fields(msgspec.Struct, frozen=True):
     instructions: msgspec.Raw = msgspec.Raw()
 
 
+class _ChatFields(_Fields, frozen=True):
+    """The same with the messages in the shape that nearly all have: read with the rest, not a second time."""
+
+    messages: Messages = []  # type: ignore[assignment]
+
+
 _FIELDS = msgspec.json.Decoder(_Fields)
+_CHAT_FIELDS: msgspec.json.Decoder[_Fields] = msgspec.json.Decoder(_ChatFields)
 _NOTHING = _Fields()
 
 
@@ -86,6 +93,8 @@ class OpenAIPayload(Payload):
     def parts(self) -> Iterator[list[TextPart | MediaPart]]:
         fields = self._fields
         if self.kind == CHAT:
+            if isinstance(fields, _ChatFields):
+                return iter([message_parts(fields.tools, fields.messages)])
             return iter([chat_parts(fields.tools, fields.messages)])
         return self._other_parts(fields)
 
@@ -145,7 +154,7 @@ class OpenAIParser(OpenAIAnswers):
 
     def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Payload:
         kind = _USUAL.get(path) or api_of(path)
-        fields = decode(_FIELDS, body, kind)
+        fields = decode(_FIELDS, body, kind, _CHAT_FIELDS if kind == CHAT else None)
         if not _complete(kind, fields):
             raise BadRequest(f"invalid {kind} request: {_REQUIRED[kind]}")
         return OpenAIPayload(kind, fields)
@@ -167,7 +176,7 @@ def api_of(path: str) -> str:
 def _complete(kind: str, fields: _Fields) -> bool:
     match kind:
         case "chat completions":
-            return is_filled_array(fields.messages)
+            return bool(fields.messages) if isinstance(fields, _ChatFields) else is_filled_array(fields.messages)
         case "completions":
             return is_filled_string(fields.prompt) or is_filled_array(fields.prompt)
         case "embeddings":
