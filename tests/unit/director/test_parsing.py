@@ -56,6 +56,18 @@ def test_the_longest_suffix_in_whole_segments(path: str, expected: str) -> None:
         assert resolve(ParserTable(order), path) == expected
 
 
+def test_paths_that_are_known_by_heart_are_few_and_short() -> None:
+    table = ParserTable([OPENAI, MESSAGES, ANY])
+    for _ in range(2):
+        for number in range(200):
+            assert resolve(table, f"/{number}/v1/messages") == "anthropic"
+            assert resolve(table, f"/{number}/elsewhere") == "any"
+    long = "/x" * 100 + "/completions"
+    assert resolve(table, long) == "openai"
+    assert len(table._known) <= 64
+    assert long not in table._known
+
+
 def test_nothing_matches() -> None:
     with pytest.raises(BadRequest) as refusal:
         resolve(ParserTable([OPENAI]), "/v1/files/?x=1")

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from epp.api import BadRequest, MediaPart, Payload, TextPart, Usage
+from epp_plugins.parsers.chat_content import chat_parts
 from epp_plugins.parsers.openai import OpenAIParser, api_of
 
 Captured = Callable[[str], tuple[str, bytes]]
@@ -189,6 +191,33 @@ def test_chat_parts(openai: OpenAIParser) -> None:
 def test_a_message_of_an_odd_shape_is_its_json(openai: OpenAIParser) -> None:
     payload = parse(openai, "chat/completions", tools=[], messages=[{"role": "user", "content": "a"}, {"role": 5}, 7])
     assert texts(payload) == [["user", "a", '{"role": 5}', "7"]]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "user", "content": "a"}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": "u"}]}],
+        [{"role": "user", "content": "a"}, 7],
+        [{"content": {"odd": 1}}],
+        [{}],
+    ],
+)
+def test_messages_read_with_the_body_say_what_they_say_alone(openai: OpenAIParser, messages: list[Any]) -> None:
+    body = json.dumps({"messages": messages, "tools": [1]}).encode()
+    alone = chat_parts(msgspec.Raw(b"[1]"), msgspec.Raw(json.dumps(messages).encode()))
+    (parts,) = openai.parse("/v1/chat/completions", {}, body).parts()
+    assert parts == alone
+    assert list(map(type, parts)) == list(map(type, alone))
+
+
+def test_the_last_of_two_messages_fields_counts(openai: OpenAIParser) -> None:
+    for first, last in ((b"5", b'[{"role":"user"}]'), (b'[{"role":"system"}]', b'[{"role":"user"}]')):
+        body = b'{"messages":' + first + b',"messages":' + last + b"}"
+        assert texts(openai.parse("/v1/chat/completions", {}, body)) == [["user"]]
+    for empty in (b"null", b"[]", b"5", b'""'):
+        with pytest.raises(BadRequest, match="must have valid messages field"):
+            openai.parse("/v1/chat/completions", {}, b'{"messages":[{"role":"user"}],"messages":' + empty + b"}")
 
 
 def test_half_a_surrogate_pair_is_no_text(openai: OpenAIParser) -> None:

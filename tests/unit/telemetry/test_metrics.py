@@ -93,6 +93,45 @@ def test_what_is_no_number_is_refused_at_once() -> None:
     assert histogram.counts == [1, 0, 0]
 
 
+@pytest.mark.parametrize("times", [1, 2, 40])
+def test_a_tally_is_on_every_page_and_counts_like_its_histogram(times: int) -> None:
+    registry = Registry()
+    family = registry.histogram("took_seconds", "Took.", (0.1, 1, 10), ("how",))
+    plain, tally = family.labels("plain"), registry.tally(family.labels("tally"))
+    for value in (0.1, 11, 0.2, 1, 0.05) * times:  # few are counted one by one, many at once
+        plain.observe(value)
+        tally.observe(value)
+    shown = page(registry)
+    for name, value in shown.items():
+        assert shown[name.replace("how=plain", "how=tally")] == value
+    assert shown["llm_d_epp_took_seconds_count{how=tally}"] == 5 * times
+    tally.observe(3)
+    assert family.labels("tally").sum == plain.sum + 3
+
+
+def test_a_tally_keeps_nothing_that_has_been_settled() -> None:
+    registry = Registry()
+    histogram = registry.histogram("took_seconds", "Took.", (1,)).labels()
+    tally = registry.tally(histogram)
+    assert registry.tally(histogram) is tally
+    with pytest.raises(TypeError):
+        tally.observe("long")  # type: ignore[arg-type]
+    for _ in range(3):
+        tally.observe(0.5)
+        registry.settle()
+    assert histogram._counts == [3, 0]
+    assert (histogram.count, histogram.sum) == (3, 1.5)
+
+
+def test_what_is_no_number_among_many_is_counted_like_one() -> None:
+    one, many = (Registry().histogram("took_seconds", "Took.", (1, 2)).labels() for _ in range(2))
+    values = [0.5, float("nan"), 1.5, 3.0] * 10
+    for value in values:
+        one.observe(value)
+    many.count_all(values)
+    assert one.counts == many.counts
+
+
 def test_add_counts_merges_what_was_counted_elsewhere() -> None:
     histogram = Registry().histogram("took_seconds", "Took.", (1, 2)).labels()
     histogram.observe(0.5)

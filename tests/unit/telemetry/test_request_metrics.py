@@ -13,8 +13,8 @@ from epp.api.keys import DataKey
 from epp.api.request import InferenceRequest, InferenceResponse, Payload, TerminationCause, Usage
 from epp.telemetry.exposition import render_now
 from epp.telemetry.legacy_metrics import add_legacy_metrics
-from epp.telemetry.metrics import Registry
-from epp.telemetry.recorder import MetricsRecorder, PluginRecorder
+from epp.telemetry.metrics import MAX_SERIES, Registry
+from epp.telemetry.recorder import SETTLE_AFTER, MetricsRecorder, PluginRecorder
 from epp.telemetry.request_metrics import RequestMetrics, StreamMetrics
 
 LABELS = {"model_name", "target_model_name", "fairness_id", "priority"}
@@ -268,6 +268,45 @@ def test_refusals_and_scheduling() -> None:
     assert page.value("llm_d_epp_scheduler_e2e_duration_seconds_count") == 2
     table.remove("10.0.0.1:8000")
     assert {s.labels["status"] for s in Page(registry).samples if s.name == attempts} == {"failure"}
+
+
+def test_an_endpoint_that_comes_back_under_another_name_counts_under_it() -> None:
+    registry = Registry()
+    recorder = MetricsRecorder(RequestMetrics(registry), logging.getLogger("t"), lambda: 0.0)
+    table = EndpointTable()
+    recorder.watch(table)
+    attempts = "llm_d_epp_scheduler_attempts_total"
+    for name in ("old", "new"):
+        endpoint = Endpoint(name, "10.0.0.1", 8000, "ns")
+        table.add(endpoint)
+        for _ in range(2):
+            recorder.scheduled(request(), endpoint, 0.001)
+        shown = {s.labels["endpoint_name"]: s.value for s in Page(registry).samples if s.name == attempts}
+        assert shown == {name: 2}
+        table.remove("10.0.0.1:8000")
+
+
+def test_endpoints_that_are_counted_by_name_are_bounded() -> None:
+    recorder = MetricsRecorder(RequestMetrics(Registry()), logging.getLogger("t"), lambda: 0.0)
+    endpoint = Endpoint("pod", "10.0.0.1", 8000, "ns")
+    for number in range(MAX_SERIES + 10):
+        recorder.scheduled(request(target_model=f"m{number}"), endpoint, 0.001)
+        assert len(recorder._successes) <= MAX_SERIES
+
+
+def test_durations_wait_for_so_many_requests_at_most() -> None:
+    metrics = RequestMetrics(Registry())
+    recorder = MetricsRecorder(metrics, logging.getLogger("t"), lambda: 0.0)
+    plugins = PluginRecorder(metrics, logging.getLogger("t"), lambda: 0.0)
+    tally = plugins.duration("Scorer", "queue-scorer", "q")
+    for number in range(3 * SETTLE_AFTER):
+        tally.observe(0.1)
+        if number % 2:
+            recorder.began(request(), 10.0)
+        else:
+            recorder.refused(None, BadRequest("no model"))
+        assert len(tally._values) < SETTLE_AFTER
+    assert metrics.plugin_duration.labels("Scorer", "queue-scorer", "q").count == 3 * SETTLE_AFTER
 
 
 def test_failures_are_counted_and_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
