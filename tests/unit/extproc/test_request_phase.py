@@ -345,6 +345,32 @@ def test_the_subset_hint_reaches_the_director_from_any_message() -> None:
     assert talk.director.asked[0][0].subset is None
 
 
+def test_a_hint_between_the_pieces_of_a_body_counts_too() -> None:
+    hint = {"envoy.lb.subset_hint": {"x-gateway-destination-endpoint-subset": ["10.0.0.2:80"]}}
+    talk = Conversation()
+    talk.say(request_headers(), request_body(BODY[:5]), request_body(BODY[5:9], context=hint), request_body(BODY[9:]))
+    talk.say(request_body(b"", True))
+    assert talk.director.asked[0][0].subset == ("10.0.0.2:80",)
+    assert talk.director.asked[0][1] == BODY
+
+
+@pytest.mark.parametrize("behind", [b"", b"\x42\x00"])
+def test_pieces_are_refused_when_they_are_too_many(behind: bytes) -> None:
+    talk = Conversation(settings=ExchangeSettings(max_body_bytes=10))
+    assert talk.say(request_headers(), request_body(b"12345") + behind, request_body(b"67890") + behind) == []
+    (reply,) = talk.say(request_body(b"1") + behind)
+    assert reply.immediate_response.status.code == 413
+    assert talk.say(request_body(b"2") + behind) == []
+
+
+def test_a_piece_behind_an_answer_of_the_gateway_itself_is_out_of_order() -> None:
+    talk = Conversation()
+    talk.say(request_headers(), request_body(b"12345"), response_headers({":status": "503"}, end_of_stream=True))
+    assert talk.say(request_body(b"6")) == []
+    assert talk.finished is not None
+    assert talk.finished[0] == 3
+
+
 # The bypass
 
 
