@@ -377,6 +377,7 @@ class Picker:
             if now >= next_gauges:
                 self._pool_metrics.update(self.pool.name, self.pool.table, now, options.metrics_staleness_threshold)
                 next_gauges = now + options.refresh_prometheus_metrics_interval
+            self._request_metrics.settle()  # of requests that were neither picked nor refused, too
             rest = 1.0 if self._synced else _LOOK_SECONDS
             await asyncio.sleep(min(rest, options.refresh_prometheus_metrics_interval or 1.0))
 

@@ -160,6 +160,11 @@ class Tally:
         self._values = array("d")
         self.observe: Callable[[float], None] = self._values.append
 
+    @property
+    def waiting(self) -> int:
+        """Values that have not been counted yet."""
+        return len(self._values)
+
     def settle(self) -> None:
         """Count what waits."""
         if self._values:
@@ -314,7 +319,7 @@ class Registry:
         return tally
 
     def settle(self) -> None:
-        """Count what waits in the tallies. Called every few requests (`MetricsRecorder`), which bounds them."""
+        """Count what waits in the tallies. What bounds them: called every few requests, and once a second."""
         for tally in self._tallies.values():
             tally.settle()
 

@@ -27,6 +27,7 @@ from epp.extproc.service import METHOD
 from epp.telemetry.exposition import render_now
 from epp.telemetry.logs import start_logging
 from epp.transport.certificates import self_signed
+from tests.waiting import until
 
 CONFIG = """
 apiVersion: llm-d.ai/v1alpha1
@@ -244,6 +245,13 @@ async def test_the_metrics_port_tells_readiness_state_and_transport(config: str)
             page = await answer.text()
         assert "llm_d_epp_transport_connections 0.0" in page
         assert 'llm_d_epp_ready_endpoints{name="epp"} 0' in page
+
+
+async def test_durations_are_counted_though_no_request_is_picked(config: str) -> None:
+    async with running(options(config, refresh_prometheus_metrics_interval=0.05)) as picker:
+        tally = picker.registry.tally(picker.registry.histogram("waiting_seconds", "For this test.", [1.0]).labels())
+        tally.observe(0.5)
+        await until(lambda: not tally.waiting)
 
 
 async def test_what_cannot_start_says_why_and_leaves_nothing_open(config: str, tmp_path: Path) -> None:
