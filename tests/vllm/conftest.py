@@ -100,7 +100,8 @@ def gate(servers: list[VllmServer], tmp_path: Path) -> GateMaker:
 
 
 def configuration(kind: str, servers: list[VllmServer]) -> str:
-    """`precise`, `approximate` or `random` routing."""
+    """Routing: `precise`, `speculative` (precise, and what was just sent counts before its events come), `approximate` or
+    `random`."""
     plugins: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
     if kind == "random":
@@ -109,7 +110,7 @@ def configuration(kind: str, servers: list[VllmServer]) -> str:
     else:
         scorers = {"prefix-cache-scorer": 3, "queue-scorer": 1, "kv-cache-utilization-scorer": 1}
         parameters: dict[str, dict[str, Any]] = {}
-        if kind == "precise":
+        if kind in ("precise", "speculative"):
             precise = "precise-prefix-cache-producer"
             parameters["prefix-cache-scorer"] = {"prefixMatchInfoProducerName": precise}
             url = f"http://{servers[0].address}"
@@ -119,7 +120,8 @@ def configuration(kind: str, servers: list[VllmServer]) -> str:
             discovery = {"socketPort": servers[0].events, "replaySocketPort": servers[0].replay}
             events = {"podDiscoveryConfig": discovery}
             tokens = {"blockSizeTokens": 32}
-            plugins += [{"type": precise, "parameters": {"kvEventsConfig": events, "tokenProcessorConfig": tokens}}]
+            index = {"kvEventsConfig": events, "tokenProcessorConfig": tokens}
+            plugins += [{"type": precise, "parameters": {**index, "speculativeIndexing": kind == "speculative"}}]
         plugins += [{"type": name, "parameters": parameters.get(name, {})} for name in scorers]
         refs += [{"pluginRef": name, "weight": weight} for name, weight in scorers.items()]
     # Tells which names are adapters before their first request does.
