@@ -100,7 +100,7 @@ def gate(servers: list[VllmServer], tmp_path: Path) -> GateMaker:
 
 
 def configuration(kind: str, servers: list[VllmServer]) -> str:
-    """Routing: `precise`, `speculative` (precise, and what was just sent counts before its events come), `approximate` or
+    """Routing: `precise`, `speculative` (that, and what was just sent counts before its events come), `approximate` or
     `random`."""
     plugins: list[dict[str, Any]] = []
     refs: list[dict[str, Any]] = []
