@@ -188,8 +188,7 @@ class EndpointTable:
 
     def all(self, now: float) -> Endpoints:
         """A view of every endpoint."""
-        rows = self._rows
-        return Endpoints(self, self.rows if rows is None else rows, now)
+        return Endpoints(self, self.rows, now)
 
     def label_mask(self, key: str, values: frozenset[str]) -> BoolArray:
         """Over all rows: whether the label has one of the values. Cached until an endpoint changes."""

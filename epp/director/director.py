@@ -175,7 +175,7 @@ class Director:
 
     def _understood(self, head: RequestHead, body: bytes) -> tuple[InferenceRequest, Parser[Any]]:
         try:
-            path = head.path or request_path(head.path, head.headers, body)
+            path = request_path(head.path, head.headers, body)
             parser = self.parsers.resolve(path, head.headers, body)
             payload = self._parse(parser, path, head.headers, body)
         except RequestError as error:

@@ -50,7 +50,7 @@ class ParserTable:
         parser = self._known.get(path)
         if parser is not None:
             return parser
-        bare = (path or request_path(path, headers, body)).partition("?")[0].strip().rstrip("/")
+        bare = request_path(path, headers, body).partition("?")[0].strip().rstrip("/")
         segments = bare.rsplit("/", self._segments)[-self._segments :] if self._segments else []
         for first in range(len(segments)):
             parser = self._by_suffix.get("/".join(segments[first:]))

@@ -136,7 +136,7 @@ class Exchange:
         self.pending = None
         self._queue = None
         response = self._response
-        if response is not None and not response.ended:
+        if response is not None:
             if lost:
                 response.close(TerminationCause.ERROR)
             else:

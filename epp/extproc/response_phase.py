@@ -29,7 +29,6 @@ from epp.extproc.wire import (
 
 DEBUG_HEADER: Final = "x-went-into-resp-headers"  # llm-d-router sets it on every answer; some dashboards look for it
 _NEWLINE: Final = 10
-_STATUS: Final = {str(status): status for status in range(100, 1000)}  # as HTTP writes them
 _BODY_MODES_WITH_ONE_REPLY_EACH: Final = frozenset({pb.NONE, pb.STREAMED, pb.BUFFERED, pb.BUFFERED_PARTIAL})
 
 _PASSED_HEADERS: Final = replies.response_headers({DEBUG_HEADER: "true"}, ())
@@ -77,10 +76,8 @@ class ResponsePhase:
             self.ended = self.ended or message.end_of_stream
             return [replies.PLAIN_RESPONSE_HEADERS]
         headers = message.headers()
-        try:
-            flight.response_headers(_STATUS.get(headers.get(":status", ""), 0), headers, message.served())
-        except Exception as error:
-            self._lose(error)
+        status = headers.get(":status", "")
+        self._tell(flight.response_headers, int(status) if status.isdecimal() else 0, headers, message.served())
         remove: tuple[str, ...] = ()
         if not message.end_of_stream and self._mode != pb.NONE:
             self._watch(flight, headers.get("content-type", ""), headers.get("content-encoding", ""))
@@ -196,8 +193,7 @@ class ResponsePhase:
 
     def half_closed(self) -> None:
         """The gateway will send no more: an end if it was to send nothing (`quiet`), else the client went away."""
-        if not self.ended:
-            self._end(TerminationCause.NATURAL if self.quiet else TerminationCause.CLIENT_DISCONNECT)
+        self.close(TerminationCause.NATURAL if self.quiet else TerminationCause.CLIENT_DISCONNECT)
 
     @property
     def quiet(self) -> bool:

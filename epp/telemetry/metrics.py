@@ -288,7 +288,7 @@ class Registry:
         self.max_series = max_series
         self.limiters: dict[str, LabelLimiter] = {kind: LabelLimiter() for kind in set(LIMITED.values())}
         self._pending: Pending = []  # of all histograms, see there
-        self._tallies: dict[int, Tally] = {}
+        self._tallies: set[Tally] = set()
         self._families: dict[str, Family[Any]] = {}
         self._computed: dict[str, Computed] = {}
         self._shared: dict[str, list[Sample]] = {}
@@ -315,12 +315,12 @@ class Registry:
     def tally(self, histogram: Histogram) -> Tally:
         """For one of these histograms that gets a value with every request, for as long as the picker runs."""
         tally = histogram.tally()
-        self._tallies[id(tally)] = tally
+        self._tallies.add(tally)
         return tally
 
     def settle(self) -> None:
         """Count what waits in the tallies. What bounds them: called every few requests, and once a second."""
-        for tally in self._tallies.values():
+        for tally in self._tallies:
             tally.settle()
 
     def sampled_gauge(

@@ -87,7 +87,7 @@ class MetricsRecorder:
         self._unsettled += 1
         if self._unsettled >= SETTLE_AFTER:
             self._settle()
-        series = self._metrics.series(request.model, request.target_model, request.fairness_id, request.priority)
+        series = self._series(request)
         series.total.inc()
         series.running.inc()
         series.request_size.observe(request.body_size)
@@ -97,7 +97,7 @@ class MetricsRecorder:
         self, request: InferenceRequest, response: InferenceResponse, itl_counts: list[int] | None, now: float
     ) -> None:
         """The answer has ended, in whatever way."""
-        series = self._metrics.series(request.model, request.target_model, request.fairness_id, request.priority)
+        series = self._series(request)
         series.running.dec()
         if not self._response_seen or request.payload.skip_response:
             return

@@ -14,6 +14,7 @@ shape inside a message is taken as its JSON text. A path under this parser that 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -43,7 +44,6 @@ _REQUIRED = {
     CONVERSATIONS: "must have items field",
     IMAGES: "must have prompt field",
 }
-_USUAL = {"/v1/chat/completions": CHAT, "/v1/completions": COMPLETIONS}
 _TEXTS = msgspec.json.Decoder(str | list[str])
 
 
@@ -153,13 +153,14 @@ class OpenAIParser(OpenAIAnswers):
     )
 
     def parse(self, path: str, headers: Mapping[str, str], body: bytes) -> Payload:
-        kind = _USUAL.get(path) or api_of(path)
+        kind = api_of(path)
         fields = decode(_FIELDS, body, kind, _CHAT_FIELDS if kind == CHAT else None)
         if not _complete(kind, fields):
             raise BadRequest(f"invalid {kind} request: {_REQUIRED[kind]}")
         return OpenAIPayload(kind, fields)
 
 
+@lru_cache(maxsize=64)
 def api_of(path: str) -> str:
     """The API that a path names by its last whole segments, completions when it names none."""
     segments = path.partition("?")[0].rstrip("/").rsplit("/", 3)
