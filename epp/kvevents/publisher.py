@@ -38,6 +38,7 @@ class Subscription:
         self._refill = False  # what is to be repaired is another rank's doing
         self._failures = 0
         self._replay_at = 0.0
+        self._renewed_at: float | None = None
         self._connection = Connection(self.state, host, self, self._connected)
 
     def open(self) -> None:
@@ -177,7 +178,15 @@ class Subscription:
 
     def _restart(self) -> None:
         self.state.restarts += 1
+        self._renewed()
         self._forget()
+
+    def _renewed(self) -> None:
+        """A new connection or process: the pause after a replay was for the former one. Not often, it may flap."""
+        now = self._host.clock()
+        if self._renewed_at is None or now - self._renewed_at >= self._host.settings.replay_cooldown:
+            self._renewed_at = now
+            self._replay_at = 0.0
 
     def _forget(self) -> None:
         self._damaged = self._torn = False
@@ -339,7 +348,9 @@ class Subscription:
         if not self.synced:
             shared = self._host.shares_endpoint(self)
             self._plan_replay(ReplayPlan(rebuild=True, clear="never" if shared else "if-complete"))
-        elif self._may_replay() and not self._damaged:
+            return
+        self._renewed()
+        if self._may_replay() and not self._damaged:
             # What was published while nobody listened, if it is the same process at all.
             self._plan_replay(ReplayPlan(rebuild=False))
         else:

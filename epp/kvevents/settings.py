@@ -33,8 +33,10 @@ class ReceiverSettings:
     keeps 100 000 and then drops the newest, and that is seen as a gap. ZMQ counts messages, not bytes, so it is small:
     memory per publisher is at most this times `max_message_bytes`, and a real batch is a hundred times smaller.
     Replays as llm-d-router limits them: `replay_limit` in all, `replay_cooldown` between two of one publisher (doubled
-    with each failure, up to `replay_backoff_limit`), `concurrent_replays` at once. `replay_patience`: how long a silent
-    replay port is waited for, because meanwhile the events of this publisher wait too; a healthy one answers in 0.1 s.
+    with each failure, up to `replay_backoff_limit`), `concurrent_replays` at once. A new connection or process is asked
+    without that pause, once in `replay_cooldown`: what it was asked before it says nothing of what it holds now.
+    `replay_patience`: how long a silent replay port is waited for, because meanwhile the events of this publisher wait
+    too; a healthy one answers in 0.1 s.
     `reconnect`, `reconnect_limit`: wait before the first and the longest between further attempts.
     `heartbeat`, `heartbeat_timeout`: how often an idle connection is probed, and when it counts as dead.
     """

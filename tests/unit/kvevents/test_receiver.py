@@ -252,6 +252,46 @@ async def test_after_a_replay_there_is_a_pause(stage: Any) -> None:
     assert _state(receiver).lost >= 2  # what no replay may bring yet
 
 
+async def test_a_new_process_is_asked_though_the_former_one_was_a_moment_ago(stage: Any) -> None:
+    server = stage.server()
+    receiver = await stage.follow(server, replay_cooldown=60.0)
+    for number in (1, 3):  # a repaired gap starts the pause
+        server.publish(store=[number], lost=True)
+        server.publish(store=[number + 1])
+        await stage.until(lambda last=number + 1: last in stage.ledger.held.get(_ENDPOINT, ()))
+    lost = _state(receiver).lost
+    server.anew()
+    for number in range(10, 13):
+        server.publish(store=[number], lost=True)
+    server.publish(store=[13])
+    await stage.until(lambda: stage.ledger.held.get(_ENDPOINT) == server.held)
+    assert _state(receiver).restarts == 1
+    assert _state(receiver).lost == lost
+    asked = len(server.requests)
+    for start in (20, 30):  # a process that starts anew all the time does not replay all the time
+        server.anew()
+        server.publish(store=[start], lost=True)
+        server.publish(store=[start + 1])
+        await stage.until(lambda start=start: stage.ledger.held.get(_ENDPOINT) == {start + 1})
+    assert len(server.requests) == asked
+
+
+async def test_a_new_connection_is_checked_though_a_replay_was_a_moment_ago(stage: Any) -> None:
+    server = stage.server()
+    receiver = await stage.follow(server, replay_cooldown=60.0)
+    server.publish(store=[1], lost=True)
+    server.publish(store=[2])
+    await stage.until(lambda: 2 in stage.ledger.held.get(_ENDPOINT, ()))
+    server.pub.unbind(f"tcp://127.0.0.1:{server.port}")
+    server.pub.close(0)
+    await stage.until(lambda: receiver.stats().connected == 0)
+    server.anew()
+    server.pub = server.context.socket(zmq.PUB)
+    server.pub.bind(f"tcp://127.0.0.1:{server.port}")
+    await stage.until(lambda: not stage.ledger.held.get(_ENDPOINT), 20.0)
+    assert _state(receiver).restarts == 1
+
+
 class Source:
     """Something that is always there to be read; each step takes so long by the receiver's clock."""
 
