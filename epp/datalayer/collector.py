@@ -38,8 +38,9 @@ A value younger than about twice this is as fresh as it can be; also when the po
 that is aimed at now is much shorter than the one that made the value old."""
 
 _TICK = 0.015  # the shortest time between two ticks: what is due within it is fetched together
-# Of an interval, while the pool is idle: so late a fetch may come, to go with others. A wake-up finds the caches cold.
-_GATHERING = 1 / 15
+# So late a fetch may come, to go with others: a tenth of the interval, or these seconds if they are no more than a fifth.
+# A wake-up finds the caches cold, and leaves behind a page where requests had their own.
+_GATHERING = 0.01
 _LONGEST_SLEEP = 1.0
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
 _UNMETERED = 1.3
@@ -127,9 +128,8 @@ class Collector:
         self._active = False
         self._next = float("-inf")  # when something is due next
         self._behind = False  # the last tick could not start all that was due
-        every = (lane.binding.source.interval or self.settings.idle_interval for lane in self._lanes)
-        self._gather = _GATHERING * min(every, default=self.settings.idle_interval)
         self._hot_interval = self.settings.refresh_interval  # of rows that have just been picked, at the last tick
+        self._hot = b""  # by row, not 0: it was hot at the last tick, and the timer knows when it is due
         table.add_column(SCRAPE_INTERVAL)
         table.on_added(self._on_added)
         table.on_removed(self._on_removed)
@@ -223,6 +223,8 @@ class Collector:
         if now + _TICK >= self._timer_at or not self._running:
             return
         if self._active:
+            if row < len(self._hot) and self._hot[row]:
+                return
             first = min((float(lane.started[row]) for lane in self._lanes if lane.present[row]), default=np.inf)
             due = first + self._hot_interval
         else:
@@ -251,15 +253,7 @@ class Collector:
         except Exception:
             log.exception("The collector failed at one tick; it goes on with the next")
         finally:
-            self._schedule(now, max(self._next - now, self._pause()))
-
-    def _pause(self) -> float:
-        """From one tick to the next at least. An idle pool's fetches gather, though no more than half a burst."""
-        if self._active or self._behind:
-            return _TICK
-        fetches = len(self.table.rows) * self._adaptive / self.settings.idle_interval  # per second
-        at_once = 0.5 * _BURST / self.cost
-        return max(_TICK, min(self._gather, at_once / max(fetches, 1.0)))
+            self._schedule(now, max(self._next - now, _TICK))
 
     def _tick(self, now: float) -> None:
         self._measure(now)
@@ -282,6 +276,9 @@ class Collector:
                     since_fetch=since_fetch,
                 )
                 self._hot_interval = hot_interval(self.settings, self.cost, self._adaptive, wanted)
+                hot = np.zeros(lane.aim.size, dtype=np.bool_)
+                hot[here] = wanted <= self._hot_interval
+                self._hot = hot.tobytes()
                 wanted = np.maximum(wanted, _POLITENESS * lane.took[here])
                 lane.aim[here] = wanted
                 longest = self.table.columns[SCRAPE_INTERVAL]
@@ -328,12 +325,23 @@ class Collector:
         left[ready] = due[ready]
         if busy.any():
             left[busy] = np.maximum(left[busy], self.settings.timeout - since_fetch[busy])  # slow: it is given up then
-        self._next = min(self._next, now + float(left.min()))
+        self._next = min(self._next, now + self._gathered(left, float(wanted.min())))
         for row in rows[ready].tolist():
             lane.started[row] = now
             lane.spread[row] = self._rng.uniform(1.0 - jitter, 1.0 + jitter)
             lane.busy[row] = True
             lane.clients[row].get()
+
+    def _gathered(self, left: FloatArray, interval: float) -> float:
+        """Seconds until what is due next is fetched: with what is due soon after, though no more than half a burst."""
+        first = float(left.min())
+        if self._behind:
+            return first
+        together = left[left <= first + max(0.1 * interval, min(0.2 * interval, _GATHERING))]
+        most = int(0.5 * _BURST / self.cost) + 1
+        if together.size > most:
+            together = np.partition(together, most - 1)[:most]
+        return float(together.max())
 
     def _give_up(self, lane: _Lane, late: IntArray) -> None:
         for row in late.tolist():

@@ -7,14 +7,18 @@ are read. Values, label escapes and timestamps are exact; `tests/property` compa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 _LABELS = rb'\{[^"{}\n]*(?:"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*"[^"{}\n]*)*\}'
-_SAMPLE = re.compile(rb"[ \t]*(" + _LABELS + rb")?[ \t]*([^ \t\r\n{}#]+)(?:[ \t]+(-?[0-9]+))?[^\n]*(?:\n|$)")
+_SAMPLE = re.compile(rb"[ \t]*(" + _LABELS + rb")?[ \t]*([^ \t\r\n{}#]+)(?:[ \t]+(-?[0-9]+))?[^\n]*")
 _LABEL = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)[ \t]*=[ \t]*"((?:[^"\\]|\\.)*)"')
 _NAME_ENDS = (b"{", b" ", b"\t")
+_KNOWN_BYTES = 1 << 20  # of lines that are kept per metric; 1 000 servers may each have a long line of their own
+_KNOWN_EACH = 256  # bytes that one costs besides
 _BEFORE, _AFTER = 1024, 8192  # bytes searched around the place of the last find
 _ESCAPE = re.compile(rb"\\(.)")
 _ESCAPES = {b"n": b"\n", b'"': b'"', b"\\": b"\\"}
@@ -81,28 +85,36 @@ class Family:
         self._size = len(self._needle)
         self._place = 0
 
-    def samples(self, page: bytes) -> list[Sample]:
-        """The samples whose name is exactly this one, in page order; empty when the page has none.
+    def lines(self, page: bytes) -> bytes:
+        """The lines of the samples whose name is exactly this one; empty when the page has none.
 
         The format demands that all lines of a metric stand together; reading stops at the end of the first group.
-        A line that cannot be read raises ValueError.
         """
-        position = self._find(page)
-        found: list[Sample] = []
-        while position >= -1:
-            line = _SAMPLE.match(page, position + self._size)
-            if line is None:
-                end = page.find(b"\n", position + 1)
-                raise ValueError(f"cannot read {page[position + 1 : end if end >= 0 else None][:120]!r}")
-            labels, value, timestamp = line.groups()
-            try:
-                found.append(Sample(labels or b"", float(value), None if timestamp is None else int(timestamp)))
-            except ValueError:
-                raise ValueError(f"{self.name}: {value[:40]!r} is not a number") from None
-            position = line.end() - 1
-            if not self._is_here(page, position):
-                break
-        return found
+        start = self._find(page)
+        if start < -1:
+            return b""
+        end = page.find(b"\n", start + 1)
+        while end >= 0 and self._is_here(page, end):
+            end = page.find(b"\n", end + 1)
+        return page[start + 1 :] if end < 0 else page[start + 1 : end]
+
+    def samples(self, page: bytes) -> list[Sample]:
+        """What the `lines` say, in page order. A line that cannot be read raises ValueError."""
+        return self.read(self.lines(page))
+
+    def read(self, lines: bytes) -> list[Sample]:
+        """The samples of such `lines`. A line that cannot be read raises ValueError."""
+        return [self._sample(line) for line in lines.split(b"\n")] if lines else []
+
+    def _sample(self, line: bytes) -> Sample:
+        read = _SAMPLE.match(line, self._size - 1)
+        if read is None:
+            raise ValueError(f"cannot read {line[:120]!r}")
+        labels, value, timestamp = read.groups()
+        try:
+            return Sample(labels or b"", float(value), None if timestamp is None else int(timestamp))
+        except ValueError:
+            raise ValueError(f"{self.name}: {value[:40]!r} is not a number") from None
 
     def _find(self, page: bytes) -> int:
         """Offset of the line break before the first line; -1 for the first line of the page, -2 for none."""
@@ -156,19 +168,47 @@ def newest(candidates: list[Sample]) -> Sample:
     return best
 
 
+class Reading(Generic[T]):
+    """What `meaning` makes of a metric's samples, of page after page: lines that came before are not read again."""
+
+    __slots__ = ("_family", "_kept", "_known", "_meaning")
+
+    def __init__(self, name: str, meaning: Callable[[list[Sample]], T]) -> None:
+        self._family = Family(name)
+        self._meaning = meaning
+        self._known: dict[bytes, T] = {}
+        self._kept = 0
+
+    def __call__(self, page: bytes) -> T:
+        """The same object for the same lines: do not change it. ValueError as from `Family.samples`."""
+        lines = self._family.lines(page)
+        known = self._known.get(lines)
+        if known is None:
+            known = self._meaning(self._family.read(lines))
+            self._kept += len(lines) + _KNOWN_EACH
+            if self._kept > _KNOWN_BYTES:
+                self._known.clear()
+                self._kept = len(lines) + _KNOWN_EACH
+            if self._kept <= _KNOWN_BYTES:
+                self._known[lines] = known
+        return known
+
+
 class Metric:
     """Reads the value of one `MetricSpec` from page after page."""
 
-    __slots__ = ("_family", "spec", "split_by")
+    __slots__ = ("_values", "spec", "split_by")
 
     def __init__(self, spec: MetricSpec, split_by: str = "") -> None:
         self.spec = spec
         self.split_by = split_by
-        self._family = Family(spec.name)
+        self._values = Reading(spec.name, self._of)
 
     def values(self, page: bytes) -> list[float]:
         """The value of the matching series: one, or one per value of the label `split_by`. Empty: none matches."""
-        found = self._family.samples(page)
+        return self._values(page)
+
+    def _of(self, found: list[Sample]) -> list[float]:
         if len(found) <= 1 and not self.spec.labels:
             return [sample.value for sample in found]
         groups: dict[str | None, list[Sample]] = {}

@@ -9,11 +9,10 @@ from typing import Annotated
 import msgspec
 
 from epp.api import BASE_COLUMNS, Params
-from epp.datalayer.exposition import Family, Metric, MetricSpec, labels_of, matches, parse_spec
+from epp.datalayer.exposition import Metric, MetricSpec, Reading, Sample, labels_of, matches, parse_spec
 
 ENGINE_INDEX = "engine"
 """Label that tells the data-parallel engines behind one port apart."""
-_PARSED_BOUND = 2048  # distinct label sets kept parsed per info metric
 
 _SPEC_HELP = 'metric{label=value,label2="v"}; empty: not read'
 Spec = Annotated[str, msgspec.Meta(description=_SPEC_HELP)]
@@ -88,22 +87,15 @@ class Info:
 
     def __init__(self, spec: MetricSpec) -> None:
         self.spec = spec
-        self._family = Family(spec.name)
-        self._parsed: dict[bytes, dict[str, str]] = {}
+        self._series = Reading(spec.name, self._of)
 
     def series(self, page: bytes) -> list[tuple[float, dict[str, str]]]:
-        """In page order; the dictionaries are shared, do not change them."""
-        found = [(sample.value, self._labels(sample.labels)) for sample in self._family.samples(page)]
-        return [(value, labels) for value, labels in found if matches(labels, self.spec.labels)]
+        """In page order; they are shared, do not change them."""
+        return self._series(page)
 
-    def _labels(self, raw: bytes) -> dict[str, str]:
-        # The same long label set comes with every scrape, and from every server with the same settings.
-        labels = self._parsed.get(raw)
-        if labels is None:
-            if len(self._parsed) >= _PARSED_BOUND:
-                self._parsed.clear()
-            labels = self._parsed[raw] = labels_of(raw)
-        return labels
+    def _of(self, samples: list[Sample]) -> list[tuple[float, dict[str, str]]]:
+        found = [(sample.value, labels_of(sample.labels)) for sample in samples]
+        return [(value, labels) for value, labels in found if matches(labels, self.spec.labels)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from epp.datalayer.exposition import Family, Metric, MetricSpec, Sample, labels_of, newest, parse_spec
+from epp.datalayer.exposition import Family, Metric, MetricSpec, Reading, Sample, labels_of, newest, parse_spec
 
 DATA = Path(__file__).parents[2] / "data" / "datalayer"
 
@@ -107,3 +107,34 @@ def test_the_remembered_place_never_misleads() -> None:
     pages += [filler[: len(filler) - cut] + b"\n" + group for cut in range(0, 9000, 1000)]
     for page in [*pages, *reversed(pages)]:
         assert family.samples(page) == Family("m").samples(page)
+
+
+def test_lines_that_came_before_are_not_read_again() -> None:
+    read: list[int] = []
+
+    def meaning(samples: list[Sample]) -> tuple[float, ...]:
+        read.append(len(samples))
+        return tuple(sample.value for sample in samples)
+
+    reading = Reading("m", meaning)
+    assert reading(b"a 1\nm 1\nm 2\n") == (1.0, 2.0)
+    assert reading(b"m 1\nm 2") == (1.0, 2.0)  # of another page
+    assert reading(b"m 1\nm 3") == (1.0, 3.0)
+    assert reading(b"a 1\n") == reading(b"") == ()
+    assert read == [2, 2, 0]
+    with pytest.raises(ValueError, match="not a number"):
+        reading(b"m one")
+    with pytest.raises(ValueError, match="not a number"):
+        reading(b"m one")
+
+
+def test_lines_that_are_kept_are_bounded() -> None:
+    reading = Reading("m", len)
+    for index in range(300):
+        assert reading(b'm{a="%d%s"} 1' % (index, b"x" * 10_000)) == 1
+    assert sum(len(lines) for lines in reading._known) <= 1 << 20
+    assert 1 < len(reading._known) < 105
+    assert reading(b'm{a="%s"} 1' % (b"x" * (2 << 20))) == 1
+    assert not reading._known
+    assert reading(b"m 1") == 1
+    assert len(reading._known) == 1
