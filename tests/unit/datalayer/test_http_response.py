@@ -130,3 +130,30 @@ def test_connections_that_end_too_early() -> None:
     assert reader.started
     with pytest.raises(HttpError, match="in the middle"):
         reader.eof()
+
+
+def test_heads_that_differ_are_read_anew() -> None:
+    reader = ResponseReader(1000)
+    for body in (b"one", b"two", b"three", b""):
+        assert reader.feed(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)) == HttpResponse(
+            200, body, True
+        )
+    with pytest.raises(HttpError, match="not an HTTP/1 response"):
+        reader.feed(b"\r\n\r\n")
+
+
+def test_an_empty_head_is_none() -> None:
+    with pytest.raises(HttpError, match="not an HTTP/1 response"):
+        read(b"\r\n\r\nhello")
+
+
+def test_a_page_byte_by_byte() -> None:
+    body = b"vllm:num_requests_running 1.0\n" * 3
+    for head in (
+        b"content-length: %d\r\n\r\n" % len(body) + body,
+        b"transfer-encoding: chunked\r\n\r\n" + chunked(body),
+    ):
+        page = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\n" + head
+        for size in (1, 2, 3, 7):
+            pieces = [page[start : start + size] for start in range(0, len(page), size)]
+            assert read(*pieces) == HttpResponse(200, body, True)
