@@ -22,7 +22,8 @@ import numpy as np
 import uvloop
 
 from epp.api import Endpoint, EndpointTable, Plugin, PluginContext
-from epp.datalayer.collector import Collector, SourceBinding
+from epp.datalayer.collector import Collector
+from epp.datalayer.lane import SourceBinding
 from epp_plugins.extractors.core_metrics import CoreMetricsExtractor
 from epp_plugins.sources.metrics import MetricsDataSource
 

@@ -57,43 +57,35 @@ def is_active(settings: CollectorSettings, since_pick: FloatArray) -> bool:
     return bool(since_pick.size) and bool(since_pick.min() <= settings.idle_after)
 
 
-def intervals(
-    settings: CollectorSettings, *, cost: float, sources: int, since_pick: FloatArray, since_fetch: FloatArray
-) -> FloatArray:
-    """Seconds between two fetches of each endpoint, shape `(n,)` like the two ages.
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds between two fetches of an endpoint that is hot, and of any other one."""
+
+    hot: float
+    rest: float
+
+
+def hot_rows(settings: CollectorSettings, since_pick: FloatArray, since_fetch: FloatArray) -> BoolArray:
+    """Which endpoints are hot, shape `(n,)` like the two ages: seconds since the last pick and the last fetch."""
+    hot: BoolArray = (since_pick <= settings.hot_for) | (since_pick < since_fetch)
+    # A pick that a dead endpoint never answered does not keep it hot.
+    return hot & (since_pick <= settings.idle_after)
+
+
+def pace(settings: CollectorSettings, *, cost: float, sources: int, count: int, hot: int, active: bool) -> Pace:
+    """The law, for a pool of `count` endpoints of which `hot` are so; with none, what the first one would get.
 
     `cost` is CPU seconds per fetch, `sources` the number of adaptive sources every endpoint is fetched from.
     """
-    count = since_pick.size
-    if not is_active(settings, since_pick):
-        round_time = count * sources * cost / settings.cpu_budget
-        return np.full(count, max(settings.idle_interval, settings.refresh_interval, round_time))
-    base = _base_interval(settings, cost, sources, count)
-    hot: BoolArray = (since_pick <= settings.hot_for) | (since_pick < since_fetch)
-    hot &= since_pick <= settings.idle_after  # a pick that a dead endpoint never answered does not keep it hot
-    result = np.full(count, base)
-    hot_count = int(np.count_nonzero(hot))
-    if hot_count:
-        result[hot] = _hot_interval(settings, cost, sources, count, hot_count)
-    return result
-
-
-def hot_interval(settings: CollectorSettings, cost: float, sources: int, wanted: FloatArray) -> float:
-    """What a row that is picked now would be asked for, given the `intervals` of an active pool before that pick."""
-    base = _base_interval(settings, cost, sources, wanted.size)
-    hot_count = int(np.count_nonzero(wanted < base))
-    return _hot_interval(settings, cost, sources, wanted.size, max(hot_count, 1))
-
-
-def _base_interval(settings: CollectorSettings, cost: float, sources: int, count: int) -> float:
-    return max(settings.active_interval, settings.refresh_interval, count * sources * cost / settings.cpu_budget)
-
-
-def _hot_interval(settings: CollectorSettings, cost: float, sources: int, count: int, hot_count: int) -> float:
-    base = _base_interval(settings, cost, sources, count)
-    left = settings.cpu_budget - (count - hot_count) * sources * cost / base
-    fastest = hot_count * sources * cost / left if left > 0 else base
-    return min(max(fastest, settings.refresh_interval), base)
+    fetch = sources * cost
+    slowest = settings.active_interval if active else settings.idle_interval
+    rest = max(slowest, settings.refresh_interval, count * fetch / settings.cpu_budget)
+    if not active:
+        return Pace(rest, rest)
+    hot = max(hot, 1)
+    left = settings.cpu_budget - (count - hot) * fetch / rest
+    fastest = hot * fetch / left if left > 0 else rest
+    return Pace(min(max(fastest, settings.refresh_interval), rest), rest)
 
 
 def backed_off(settings: CollectorSettings, wanted: FloatArray, failures: FloatArray) -> FloatArray:

@@ -1,10 +1,11 @@
 """Keeps the endpoint table fresh: fetches every source from every endpoint, at the pace of `cadence.py`.
 
-One timer drives everything. At each tick the intervals of all rows are computed as columns; the rows that are overdue
-are fetched on their kept connections, the most overdue first. The next tick comes when the next row is due, and not
-before: waking up for nothing costs a quarter of a millisecond on a machine that does other things in between. A pick
-that makes a row due earlier moves the timer, so that a pick after a long idle time takes effect at once, and the stale
-rows follow as fast as the budget allows. Nothing waits for anything: a slow server occupies its own connection only.
+One timer drives everything. Each row knows when it is due; at a tick the rows that are due are fetched on their kept
+connections, the most overdue first. A few times a second a survey computes the intervals of all rows anew, as columns.
+The next tick comes when the next row is due, with those that are due soon after, and not before: waking up for nothing
+costs a quarter of a millisecond on a machine that does other things in between. A pick that makes a row due earlier
+moves the timer, so that a pick after a long idle time takes effect at once, and the stale rows follow as fast as the
+budget allows. Nothing waits for anything: a slow server occupies its own connection only.
 
 The law, its reasons and measured figures are in `docs/data-layer.md`.
 """
@@ -16,18 +17,18 @@ import logging
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from epp.api.endpoints import BoolArray, Endpoint, EndpointTable, FloatArray, IntArray
-from epp.api.plugin import Clock, DataSource, Extractor
-from epp.datalayer.cadence import CollectorSettings, backed_off, hot_interval, intervals, is_active
+from epp.api.endpoints import Endpoint, EndpointTable, FloatArray
+from epp.api.plugin import Clock
+from epp.datalayer.cadence import CollectorSettings, Pace, backed_off, hot_rows, is_active, pace
 from epp.datalayer.failures import FailureLog
 from epp.datalayer.http_get import CpuMeter, HttpGet, ReadBuffer
 from epp.datalayer.http_response import HttpError, HttpResponse
+from epp.datalayer.lane import Lane, SourceBinding
 from epp.datalayer.tcp_info import round_trip_time
 
 log = logging.getLogger(__name__)
@@ -38,9 +39,11 @@ A value younger than about twice this is as fresh as it can be; also when the po
 that is aimed at now is much shorter than the one that made the value old."""
 
 _TICK = 0.015  # the shortest time between two ticks: what is due within it is fetched together
-# So late a fetch may come, to go with others: a tenth of the interval, or these seconds if they are no more than a fifth.
-# A wake-up finds the caches cold, and leaves behind a page where requests had their own.
-_GATHERING = 0.01
+# So late a fetch may come, to go with others: a fifteenth of the interval, or these seconds where half of it is
+# no less. A wake-up finds the caches cold, and leaves a page behind where requests had their own. Fetches that have
+# found together stay so, and are late by the spread of their intervals only.
+_GATHERING = 0.02
+_SURVEY = 0.1  # seconds between two; what makes a row hot is noticed at once
 _LONGEST_SLEEP = 1.0
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
 _UNMETERED = 1.3
@@ -51,42 +54,6 @@ _BURST = 0.004
 _POLITENESS = 2.0
 _SMOOTHING = 0.2  # weight of a new round-trip sample
 _ROUND_TRIP_SECONDS = 1.0  # between two of an endpoint: the kernel's figure is the least of minutes
-
-
-@dataclass(frozen=True, slots=True)
-class SourceBinding:
-    """A source and the extractors that read what it fetches, in order."""
-
-    source: DataSource[Any]
-    extractors: tuple[Extractor[Any], ...] = ()
-
-
-class _Lane:
-    """All fetches of one source. Arrays are indexed by table row."""
-
-    def __init__(self, binding: SourceBinding) -> None:
-        self.binding = binding
-        self.clients: dict[int, HttpGet] = {}
-        self.started: FloatArray = np.empty(0)  # when the last fetch began; -inf: never
-        self.spread: FloatArray = np.empty(0)  # factor on the interval, drawn anew for each fetch
-        self.failures: FloatArray = np.empty(0)  # in a row
-        self.took: FloatArray = np.empty(0)  # seconds of the last fetch that succeeded
-        self.measured: FloatArray = np.empty(0)  # when the round trip was last read; -inf: never
-        self.aim: FloatArray = np.empty(0)  # interval that is aimed at now
-        self.present = np.empty(0, dtype=np.bool_)
-        self.busy = np.empty(0, dtype=np.bool_)
-
-    def resize(self, capacity: int) -> None:
-        more = capacity - self.started.size
-        if more > 0:
-            self.started = np.concatenate([self.started, np.full(more, -np.inf)])
-            self.spread = np.concatenate([self.spread, np.ones(more)])
-            self.failures = np.concatenate([self.failures, np.zeros(more)])
-            self.took = np.concatenate([self.took, np.zeros(more)])
-            self.measured = np.concatenate([self.measured, np.full(more, -np.inf)])
-            self.aim = np.concatenate([self.aim, np.full(more, np.nan)])
-            self.present = np.concatenate([self.present, np.zeros(more, dtype=np.bool_)])
-            self.busy = np.concatenate([self.busy, np.zeros(more, dtype=np.bool_)])
 
 
 class Collector:
@@ -114,8 +81,8 @@ class Collector:
         self._clock = clock
         self._rng = rng
         self._failures = FailureLog(log, clock, metrics)
-        self._lanes = [_Lane(binding) for binding in sources]
-        self._adaptive = sum(lane.binding.source.interval is None for lane in self._lanes)
+        self._lanes = [Lane(binding) for binding in sources]
+        self._adaptive = [lane for lane in self._lanes if lane.fixed is None]
         self._buffer = ReadBuffer()
         self._meter = CpuMeter(cpu_clock)
         self._metered = 0.0
@@ -127,9 +94,10 @@ class Collector:
         self._running = False
         self._active = False
         self._next = float("-inf")  # when something is due next
-        self._behind = False  # the last tick could not start all that was due
-        self._hot_interval = self.settings.refresh_interval  # of rows that have just been picked, at the last tick
-        self._hot = b""  # by row, not 0: it was hot at the last tick, and the timer knows when it is due
+        self._surveyed = float("-inf")
+        self._pace = Pace(self.settings.idle_interval, self.settings.idle_interval)  # at the last survey
+        self._shortest = self.settings.idle_interval  # interval of any row, then
+        self._hot = bytearray()  # by row, not 0: hot when last looked at, and due accordingly
         table.add_column(SCRAPE_INTERVAL)
         table.on_added(self._on_added)
         table.on_removed(self._on_removed)
@@ -154,8 +122,8 @@ class Collector:
         closing = [client.close() for lane in self._lanes for client in lane.clients.values()]
         for lane in self._lanes:
             lane.clients.clear()
-            lane.present[:] = False
-            lane.busy[:] = False
+            lane.present[:] = lane.busy[:] = False
+            lane.due[:] = np.inf
         await asyncio.gather(*(task for task in closing if task is not None), return_exceptions=True)
 
     def state(self) -> dict[str, Any]:
@@ -179,15 +147,11 @@ class Collector:
         if not self._running:
             return
         generation = int(self.table.generation[row])
+        capacity = len(self.table.endpoints)
+        self._hot.extend(bytes(capacity - len(self._hot)))
+        self._hot[row] = 0
         for lane in self._lanes:
-            lane.resize(len(self.table.endpoints))
-            lane.started[row] = -np.inf
-            lane.failures[row] = 0.0
-            lane.took[row] = 0.0
-            lane.measured[row] = -np.inf
-            lane.aim[row] = np.nan
-            lane.busy[row] = False
-            lane.present[row] = False
+            lane.reset(row, capacity)
             source = lane.binding.source
             try:
                 client = HttpGet(
@@ -203,35 +167,31 @@ class Collector:
             except BaseException as error:  # a plugin's code: whatever it raises must not stop discovery
                 self._failures.poll(source.type, endpoint, error)
                 continue
-            lane.clients[row] = client
-            lane.present[row] = True
+            lane.open(row, client)
+        self._surveyed = float("-inf")
         now = self._clock()
         if self._timer_at > now + _TICK:
             self._schedule(now, _TICK)
 
     def _on_removed(self, row: int, endpoint: Endpoint) -> None:
         for lane in self._lanes:
-            client = lane.clients.pop(row, None)
-            if client is not None:
-                client.close()
-                lane.present[row] = False
-                lane.busy[row] = False
+            lane.close(row)
         self._failures.forget(endpoint)
 
     def _on_picked(self, row: int, now: float) -> None:
         """A pick makes its row hot, and wakes an idle pool: then something may be due before the timer."""
-        if now + _TICK >= self._timer_at or not self._running:
+        if not self._running or (self._active and self._hot[row]):
             return
         if self._active:
-            if row < len(self._hot) and self._hot[row]:
-                return
-            first = min((float(lane.started[row]) for lane in self._lanes if lane.present[row]), default=np.inf)
-            due = first + self._hot_interval
+            self._hot[row] = 1
+            for lane in self._adaptive:
+                if lane.present[row]:
+                    due = float(lane.started[row] + self._pace.hot * lane.spread[row])
+                    lane.due[row] = min(lane.due[row], due)
+                    self._hurry(now, due)
         else:
-            due = now
-        due = max(due, self._ticked + _TICK)
-        if due < self._timer_at:
-            self._schedule(now, due - now)
+            self._surveyed = float("-inf")
+            self._hurry(now, now)
 
     # The timer.
 
@@ -242,12 +202,17 @@ class Collector:
         self._timer_at = now + delay
         self._timer = asyncio.get_running_loop().call_later(max(0.0, delay), self._on_timer)
 
+    def _hurry(self, now: float, due: float) -> None:
+        """Something is due, perhaps before the timer."""
+        due = max(due, self._ticked + _TICK)
+        if due + _TICK < self._timer_at:
+            self._schedule(now, due - now)
+
     def _on_timer(self) -> None:
         if not self._running:
             return
         now = self._clock()
         self._next = now + _LONGEST_SLEEP
-        self._behind = False
         try:
             self._tick(now)
         except Exception:
@@ -257,38 +222,41 @@ class Collector:
 
     def _tick(self, now: float) -> None:
         self._measure(now)
+        if now - self._surveyed >= _SURVEY:
+            self._survey(now)
+        for lane in self._lanes:
+            if lane.due.size:
+                self._start_due(lane, now)
+
+    def _survey(self, now: float) -> None:
+        """The pace of the pool as it is now, and with it when each row is due."""
+        self._surveyed = now
         rows = self.table.rows
         since_pick: FloatArray = now - self.table.columns["picked_at"][rows]
         self._active = is_active(self.settings, since_pick)
-        for lane in self._lanes:
-            here = rows[lane.present[rows]] if rows.size else rows
-            if not here.size:
+        self._hot = bytearray(len(self.table.endpoints))
+        for lane in self._adaptive:
+            if not rows.size:
                 continue
-            since_fetch: FloatArray = now - lane.started[here]
-            fixed = lane.binding.source.interval
-            if fixed is None:
-                picked = since_pick if here.size == rows.size else now - self.table.columns["picked_at"][here]
-                wanted = intervals(
-                    self.settings,
-                    cost=self.cost,
-                    sources=self._adaptive,
-                    since_pick=picked,
-                    since_fetch=since_fetch,
-                )
-                self._hot_interval = hot_interval(self.settings, self.cost, self._adaptive, wanted)
-                hot = np.zeros(lane.aim.size, dtype=np.bool_)
-                hot[here] = wanted <= self._hot_interval
-                self._hot = hot.tobytes()
-                wanted = np.maximum(wanted, _POLITENESS * lane.took[here])
-                lane.aim[here] = wanted
-                longest = self.table.columns[SCRAPE_INTERVAL]
-                longest[here] = np.fmax(longest[here], wanted)
-            else:
-                wanted = np.full(here.size, fixed)
-            busy = lane.busy[here]
-            self._start_overdue(lane, here, since_fetch, wanted, busy, now)
-            if busy.any():
-                self._give_up(lane, here[busy & (since_fetch > self.settings.timeout)])
+            hot = hot_rows(self.settings, since_pick, now - lane.started[rows]) & self._active
+            count = int(np.count_nonzero(hot))
+            self._pace = pace(
+                self.settings,
+                cost=self.cost,
+                sources=len(self._adaptive),
+                count=rows.size,
+                hot=count,
+                active=self._active,
+            )
+            self._shortest = self._pace.hot if count else self._pace.rest
+            for row in rows[hot].tolist():
+                self._hot[row] = 1
+            wanted = np.maximum(np.where(hot, self._pace.hot, self._pace.rest), _POLITENESS * lane.took[rows])
+            due = lane.started[rows] + backed_off(self.settings, wanted, lane.failures[rows]) * lane.spread[rows]
+            lane.due[rows] = np.where(lane.present[rows], np.where(lane.busy[rows], lane.due[rows], due), np.inf)
+            lane.aim[rows] = wanted
+            longest = self.table.columns[SCRAPE_INTERVAL]
+            longest[rows] = np.where(lane.present[rows], np.fmax(longest[rows], wanted), longest[rows])
 
     def _measure(self, now: float) -> None:
         # Only what a fetch costs: a tick costs the same however few fetches there are, and sharing it among them would
@@ -307,69 +275,100 @@ class Collector:
         """Fetches per second that the budget pays for, with room to catch up."""
         return 1.25 * self.settings.cpu_budget / self.cost
 
-    def _start_overdue(
-        self, lane: _Lane, rows: IntArray, since_fetch: FloatArray, wanted: FloatArray, busy: BoolArray, now: float
-    ) -> None:
-        due = backed_off(self.settings, wanted, lane.failures[rows]) * lane.spread[rows]
-        lateness = since_fetch / due
-        ready = np.flatnonzero((lateness >= 1.0) & ~busy)
-        room = int(self._allowance) if lane.binding.source.interval is None else int(max(1.0, _BURST / self.cost))
-        if ready.size > room:
-            self._behind = True
-            ready = ready[np.argsort(-lateness[ready], kind="stable")[:room]]
-        left = due - since_fetch
-        if lane.binding.source.interval is None:
-            self._allowance -= ready.size
-            left = np.maximum(left, (1.0 - self._allowance) / self._earning())  # before that none is affordable
-        jitter = self.settings.jitter
-        left[ready] = due[ready]
-        if busy.any():
-            left[busy] = np.maximum(left[busy], self.settings.timeout - since_fetch[busy])  # slow: it is given up then
-        self._next = min(self._next, now + self._gathered(left, float(wanted.min())))
-        for row in rows[ready].tolist():
-            lane.started[row] = now
-            lane.spread[row] = self._rng.uniform(1.0 - jitter, 1.0 + jitter)
-            lane.busy[row] = True
-            lane.clients[row].get()
+    def _start_due(self, lane: Lane, now: float) -> None:
+        ready = np.flatnonzero(lane.due <= now)
+        earliest = now
+        if ready.size:
+            busy = lane.busy[ready]
+            if busy.any():
+                for row in ready[busy].tolist():
+                    self._give_up(lane, row, now)
+                ready = ready[~busy]
+            room = int(self._allowance) if lane.fixed is None else int(max(1.0, _BURST / self.cost))
+            if ready.size > room:
+                lateness = (now - lane.started[ready]) / lane.aim[ready]
+                ready = ready[np.argsort(-lateness, kind="stable")[:room]]
+            if lane.fixed is None:
+                self._allowance -= ready.size
+            for row in ready.tolist():
+                self._start(lane, row, now)
+        if lane.fixed is None and self._allowance < 1.0:  # before that none is affordable
+            earliest = now + (1.0 - self._allowance) / self._earning()
+        self._next = min(self._next, max(self._gathered(lane, now), earliest))
 
-    def _gathered(self, left: FloatArray, interval: float) -> float:
-        """Seconds until what is due next is fetched: with what is due soon after, though no more than half a burst."""
-        first = float(left.min())
-        if self._behind:
-            return first
-        together = left[left <= first + max(0.1 * interval, min(0.2 * interval, _GATHERING))]
+    def _start(self, lane: Lane, row: int, now: float) -> None:
+        jitter = self.settings.jitter
+        lane.spread[row] = self._rng.uniform(1.0 - jitter, 1.0 + jitter)
+        lane.started[row] = now
+        lane.busy[row] = True
+        self._set_due(lane, row, now)
+        if lane.fixed is None:
+            longest = self.table.columns[SCRAPE_INTERVAL]
+            longest[row] = np.fmax(longest[row], lane.aim[row])
+        lane.clients[row].get()
+
+    def _set_due(self, lane: Lane, row: int, now: float) -> None:
+        """When the row is due after the fetch that began last."""
+        wanted = lane.fixed
+        if wanted is None:
+            hot = self._active and bool(now - self.table.columns["picked_at"][row] <= self.settings.hot_for)
+            self._hot[row] = hot
+            wanted = max(self._pace.hot if hot else self._pace.rest, _POLITENESS * float(lane.took[row]))
+        lane.aim[row] = wanted
+        failures = lane.failures[row : row + 1]
+        if failures[0]:
+            wanted = float(backed_off(self.settings, np.array([wanted]), failures)[0])
+        lane.due[row] = lane.started[row] + wanted * lane.spread[row]
+
+    def _gathered(self, lane: Lane, now: float) -> float:
+        """When what is due next is fetched: with what is due soon after, though no more than half a burst."""
+        interval = self._shortest if lane.fixed is None else lane.fixed
+        gathering = max(interval / 15, min(0.5 * interval, _GATHERING))
+        first = float(lane.due.min())
+        if first <= now:
+            return now
+        together = lane.due[lane.due <= first + gathering]
         most = int(0.5 * _BURST / self.cost) + 1
         if together.size > most:
-            together = np.partition(together, most - 1)[:most]
-        return float(together.max())
+            return float(np.partition(together, most - 1)[most - 1])
+        return max(float(together.max()), now + gathering)
 
-    def _give_up(self, lane: _Lane, late: IntArray) -> None:
-        for row in late.tolist():
-            lane.clients[row].cancel()
-            generation = int(self.table.generation[row])
-            self._done(lane, row, generation, HttpError(f"no answer within {self.settings.timeout:g} s"))
+    def _give_up(self, lane: Lane, row: int, now: float) -> None:
+        """A fetch is under way although the next one is due: it may take until its timeout."""
+        until = float(lane.started[row]) + self.settings.timeout
+        if now < until:
+            lane.due[row] = until
+            return
+        lane.clients[row].cancel()
+        generation = int(self.table.generation[row])
+        self._done(lane, row, generation, HttpError(f"no answer within {self.settings.timeout:g} s"))
 
     # Results.
 
-    def _done(self, lane: _Lane, row: int, generation: int, result: HttpResponse | Exception) -> None:
+    def _done(self, lane: Lane, row: int, generation: int, result: HttpResponse | Exception) -> None:
         self.fetches += 1
         endpoint = self.table.endpoints[row]
         if endpoint is None or not self._running or not self.table.is_current(row, generation):
             return  # the answer of an endpoint that is gone: the row may be another's
         lane.busy[row] = False
         source = lane.binding.source
+        now = self._clock()
         if isinstance(result, HttpResponse) and result.status != 200:
             result = HttpError(f"status {result.status} instead of 200")
         if isinstance(result, Exception):
             lane.failures[row] += 1.0
+            self._set_due(lane, row, now)
             self._failures.poll(source.type, endpoint, result)
             return
         if lane.failures[row]:
             lane.failures[row] = 0.0
             self._failures.recovered(source.type, endpoint)
-        now = self._clock()
         lane.took[row] = now - lane.started[row]
-        if source.interval is None:
+        given = float(lane.due[row])
+        self._set_due(lane, row, now)
+        if lane.due[row] < given:  # it was waited for beyond its time
+            self._hurry(now, float(lane.due[row]))
+        if lane.fixed is None:
             self.table.columns[SCRAPE_INTERVAL][row] = lane.aim[row]
         if now - lane.measured[row] >= _ROUND_TRIP_SECONDS:
             lane.measured[row] = now

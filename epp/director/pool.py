@@ -13,7 +13,8 @@ from typing import Any
 from epp.api.endpoints import EndpointTable
 from epp.api.plugin import Clock, Plugin
 from epp.datalayer.cadence import CollectorSettings
-from epp.datalayer.collector import Collector, SourceBinding
+from epp.datalayer.collector import Collector
+from epp.datalayer.lane import SourceBinding
 from epp.datalayer.notifications import notify_endpoints
 from epp.director.admission import Admission, SheddableAdmission, StandbyAdmission
 from epp.director.director import DecisionObserver, Director, DirectorSettings

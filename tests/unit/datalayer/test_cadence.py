@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 
-from epp.datalayer.cadence import CollectorSettings, backed_off, intervals, is_active
+from epp.datalayer.cadence import CollectorSettings, backed_off, hot_rows, is_active, pace
 
 SETTINGS = CollectorSettings()
 NEVER = np.inf
 
 
 def law(
-    since_pick: list[float], since_fetch: list[float] | None = None, cost: float = 200e-6, sources: int = 1
+    since_pick: list[float],
+    since_fetch: list[float] | None = None,
+    cost: float = 200e-6,
+    sources: int = 1,
+    settings: CollectorSettings = SETTINGS,
 ) -> list[float]:
-    fetched = np.zeros(len(since_pick)) if since_fetch is None else np.array(since_fetch)
-    result = intervals(SETTINGS, cost=cost, sources=sources, since_pick=np.array(since_pick), since_fetch=fetched)
-    return [float(value) for value in result]
+    """The interval of each endpoint."""
+    picked = np.array(since_pick)
+    hot = hot_rows(settings, picked, np.zeros(picked.size) if since_fetch is None else np.array(since_fetch))
+    active, count = is_active(settings, picked), int(np.count_nonzero(hot))
+    found = pace(settings, cost=cost, sources=sources, count=picked.size, hot=count, active=active)
+    return [found.hot if is_hot else found.rest for is_hot in hot]
 
 
 def test_idle_pools_are_asked_rarely() -> None:
@@ -57,8 +64,14 @@ def test_hundred_endpoints_stay_fresh_within_the_budget() -> None:
 
 def test_the_refresh_interval_is_the_fastest_of_all() -> None:
     slow = CollectorSettings(refresh_interval=10.0)
-    got = intervals(slow, cost=1e-6, sources=1, since_pick=np.array([0.0, NEVER]), since_fetch=np.zeros(2))
-    assert got.tolist() == [10.0, 10.0]
+    assert law([0.0, NEVER], cost=1e-6, settings=slow) == [10.0, 10.0]
+
+
+def test_what_the_first_pick_would_bring_is_known_before_it() -> None:
+    assert pace(SETTINGS, cost=200e-6, sources=1, count=3, hot=0, active=True).hot == 0.05
+    assert pace(SETTINGS, cost=200e-6, sources=1, count=3, hot=0, active=False).hot == 1.5
+    tight = pace(SETTINGS, cost=200e-6, sources=1, count=2000, hot=0, active=True)
+    assert tight.hot == tight.rest == 2.0
 
 
 def test_failures_double_the_interval() -> None:
