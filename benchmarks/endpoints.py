@@ -4,7 +4,7 @@
 
 One socket listens for all of them. It is bound to the loopback device, so nothing outside this machine reaches it.
 The page is a captured one of 80 KB; how busy a server looks depends on its address, so that scorers have something to
-tell apart.
+tell apart. A POST is answered with a stream of a few tokens, all at once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 
 PAGE = Path(__file__).parents[1] / "tests" / "data" / "datalayer" / "vllm_metrics.txt"
 VARIANTS = 8
+TOKENS = 2  # of an answer
+_FRAMING = re.compile(rb"\r\n(?:content-length: *([0-9]+)|transfer-encoding: *chunked)\r\n", re.IGNORECASE)
 _BUSY = re.compile(rb"^(vllm:num_requests_(?:waiting|running)\{[^}]*\}) \S+$", re.MULTILINE)
 
 
@@ -39,11 +41,23 @@ def pages(captured: bytes) -> list[bytes]:
     return answers
 
 
+def stream(tokens: int) -> bytes:
+    """The HTTP answer to a chat completion that streams, with its usage at the end, as vLLM's."""
+    head = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":['
+    token = head + b'{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}\n\n'
+    usage = b'{"prompt_tokens":1000,"total_tokens":%d,"completion_tokens":%d}' % (1000 + tokens, tokens)
+    events = token * tokens + head + b'],"usage":' + usage + b"}\n\ndata: [DONE]\n\n"
+    types = b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked"
+    return b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (types, len(events), events)
+
+
 class Server(asyncio.Protocol):
     """One connection. The answer is one write: this process shall cost as little as it can."""
 
-    def __init__(self, answers: list[bytes]) -> None:
+    def __init__(self, answers: list[bytes], streamed: bytes) -> None:
         self._answers = answers
+        self._streamed = streamed
+        self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
@@ -51,8 +65,25 @@ class Server(asyncio.Protocol):
         self._answer = self._answers[int(address.rpartition(".")[2]) % len(self._answers)]
 
     def data_received(self, data: bytes) -> None:
-        for _ in range(data.count(b"\r\n\r\n")):
-            self._transport.write(self._answer)
+        self._received += data
+        while end := _end_of_request(self._received):
+            self._transport.write(self._streamed if self._received.startswith(b"POST ") else self._answer)
+            self._received = self._received[end:]
+
+
+def _end_of_request(data: bytes) -> int:
+    """Length of the first request; 0: it is not there as a whole. A chunked body must not look like its own end."""
+    head = data.find(b"\r\n\r\n") + 4
+    if head < 4:
+        return 0
+    framing = _FRAMING.search(data, 0, head)
+    if framing is None:
+        return head
+    if framing[1] is None:
+        last = data.find(b"\r\n0\r\n\r\n", head - 2)
+        return last + 7 if last >= 0 else 0
+    length = head + int(framing[1])
+    return length if len(data) >= length else 0
 
 
 def listen(port: int) -> socket.socket:
@@ -66,9 +97,11 @@ def listen(port: int) -> socket.socket:
 
 async def serve(port: int) -> None:
     """Serve until the process is ended; prints the port first."""
-    answers = pages(PAGE.read_bytes())
+    answers, streamed = pages(PAGE.read_bytes()), stream(TOKENS)
     listener = listen(port)
-    server = await asyncio.get_running_loop().create_server(lambda: Server(answers), sock=listener, backlog=4096)
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Server(answers, streamed), sock=listener, backlog=4096
+    )
     print(listener.getsockname()[1], flush=True)
     async with server:
         await server.serve_forever()

@@ -3,58 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.debian_packages import MissingToolError, unpack
+from benchmarks.debian_packages import MissingToolError, libraries, program
 from epp.demo.ports import free_ports
 from epp.demo.processes import end
 
-VARIABLE = "EPP_REDIS_SERVER"
-KEPT = Path(__file__).parents[1] / "out/redis"
+PACKAGE = "redis-server"
 START_SECONDS = 30.0
-_WANTED = f"redis-server is missing: install it, or name it in {VARIABLE}"
 
 
 def redis_server() -> Path:
     """The one that `EPP_REDIS_SERVER` names, or in PATH, else Debian's, unpacked into out/ without installing it."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        if not os.access(named, os.X_OK):
-            raise MissingToolError(f"{VARIABLE} names {named}, which cannot be run")
-        return Path(named)
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found:
-        return Path(found)
-    if not KEPT.exists():
-        _fetch()
-    return KEPT / "usr/bin/redis-server"
-
-
-def _fetch() -> None:
-    fresh = KEPT.with_name(f"{KEPT.name}.{os.getpid()}")
-    fresh.mkdir(parents=True)
-    options = ("--download-only", "--yes", "--no-install-recommends")
-    unpack(fresh, "install", *options, "redis-server", wanted=_WANTED)
-    program = fresh / "usr/bin/redis-server"
-    if not program.exists():
-        raise MissingToolError(f"{_WANTED}; Debian's package has no /usr/bin/redis-server")
-    try:
-        fresh.rename(KEPT)
-    except OSError:  # another run was faster
-        shutil.rmtree(fresh)
-
-
-def _libraries() -> dict[str, str]:
-    """The environment in which a program from out/ finds the libraries that came with it."""
-    if not KEPT.exists():
-        return dict(os.environ)
-    folders = sorted({str(path.parent) for path in KEPT.glob("usr/lib/**/*.so.*")})
-    return {**os.environ, "LD_LIBRARY_PATH": ":".join([*folders, os.environ.get("LD_LIBRARY_PATH", "")])}
+    return program(PACKAGE, names=("redis-server", "valkey-server"), variable="EPP_REDIS_SERVER")
 
 
 class RedisServer:
@@ -86,7 +50,12 @@ class RedisServer:
         """Start it, empty, and wait until it listens."""
         program = redis_server()
         self.process = await asyncio.create_subprocess_exec(
-            str(program), *self._flags, "--dir", str(self._folder), stdout=asyncio.subprocess.DEVNULL, env=_libraries()
+            str(program),
+            *self._flags,
+            "--dir",
+            str(self._folder),
+            stdout=asyncio.subprocess.DEVNULL,
+            env=libraries(PACKAGE),
         )
         deadline = asyncio.get_running_loop().time() + START_SECONDS
         while not self._listens():

@@ -1,11 +1,9 @@
-"""HTTP clients of a gateway: streamed chat completions at a steady rate or a few at a time, in a process of their own.
+"""HTTP clients of a gateway: streamed chat completions at a steady rate, in a process of their own.
 
     python -m benchmarks.load.http_load --url http://127.0.0.1:8081 --rate 40 --seconds 5
-    python -m benchmarks.load.http_load --url http://127.0.0.1:8081 --streams 16 --seconds 5
 
-Poisson arrivals with a fixed seed, or so many clients that ask again as soon as they have their answer. It prints
-`measuring` when the warm-up is over and a line of JSON at the end, when the last answer has ended, so that whoever
-started it can account other processes in between.
+Poisson arrivals with a fixed seed. It prints `measuring` when the warm-up is over and a line of JSON at the end, when
+the last answer has ended, so that whoever started it can account other processes in between.
 """
 
 from __future__ import annotations
@@ -96,16 +94,6 @@ class Clients:
                 arrival += rng.expovariate(rate)
                 tasks.create_task(self._ask(session))
 
-    async def at_a_time(self, session: aiohttp.ClientSession, streams: int) -> None:
-        """So many clients, each with one request at a time."""
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(streams):
-                tasks.create_task(self._again(session))
-
-    async def _again(self, session: aiohttp.ClientSession) -> None:
-        while self._goes_on() and not self.seen.errors:
-            await self._ask(session)
-
     def _goes_on(self) -> bool:
         now = self._clock()
         if not self._measuring and now >= self._warm:
@@ -131,10 +119,7 @@ async def run(options: argparse.Namespace) -> Seen:
     clients = Clients(options.url, options.seconds, options.warm_up, options.body, options.tokens)
     timeout = aiohttp.ClientTimeout(total=60)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
-        if options.streams:
-            await clients.at_a_time(session, options.streams)
-        else:
-            await clients.at_a_rate(session, options.rate)
+        await clients.at_a_rate(session, options.rate)
     return clients.seen
 
 
@@ -148,7 +133,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True)
     parser.add_argument("--rate", type=float, default=40.0, help="requests per second")
-    parser.add_argument("--streams", type=int, default=0, help="so many at a time instead of a rate")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--warm-up", type=float, default=1.0)
     parser.add_argument("--body", type=int, default=4096, help="bytes of a request")

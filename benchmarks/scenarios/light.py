@@ -1,13 +1,14 @@
 """Through a real Envoy: every chunk past the picker (full duplex), or none of them (light).
 
-Simulated servers answer at 10 ms a token. Listed is the CPU of the picker and of Envoy per request. Collecting
-goes on meanwhile and goes by time: at a low rate it is a good part of a request's share, so the picker that collects
-almost nothing shows what the requests cost alone. A picker that always answers the same on the same transport shows
-what is left of that when nothing is decided: wake-ups, sockets and frames.
+Listed is the CPU of the picker and of Envoy per request. Collecting goes on meanwhile and goes by time: at a low rate
+it is a good part of a request's share, so the picker that collects almost nothing shows what the requests cost alone.
+A picker that always answers the same on the same transport shows what is left of that when nothing is decided:
+wake-ups, sockets and frames.
 
-A rate that this machine cannot keep up with is no rate: answers come seconds late, arrivals in bunches, and bunches are
-cheap. Where the first byte takes longer than `KEPT_UP_MS`, the row stays and says so, but no verdict comes from it.
-With so many streams at a time, as in `headline`, there is no rate to keep up with: at most these wait.
+So many streams at a time, as in `headline`: wrk asks as fast as it is answered, the servers answer at once, and both
+leave the processor to Envoy and the picker. At a rate, simulated servers answer at 10 ms a token. A rate that this
+machine cannot keep up with is no rate: answers come seconds late, arrivals in bunches, and bunches are cheap. Where the
+first byte takes longer than `KEPT_UP_MS`, the row stays and says so, but no verdict comes from it.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.bench import ONLY_PICKS, Bench, Figures, row
 from benchmarks.figures import Outcome, Table, bound, columns, middle
-from benchmarks.processes import child, picker, simulated_servers
+from benchmarks.load import wrk
+from benchmarks.processes import child, picker, simulated_servers, static_servers
 from benchmarks.procfs import cpu_seconds
 from epp.demo.envoy import Envoy
 from epp.demo.envoy_config import Gateway
@@ -32,13 +34,14 @@ SUMMARY = "through a real Envoy: CPU of picker and Envoy, full duplex and light,
 SERVERS = 8
 MOST_US = 700.0
 KEPT_UP_MS = 100.0
+REQUESTS_OF_A_RUN = 10_000_000  # prompts are numbered: none comes twice
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`rate`: requests/s; 0: `streams` at a time. `tokens` per answer."""
+    """`rate`: requests/s, with `tokens` per answer; 0: `streams` at a time."""
 
-    tokens: int
+    tokens: int = 0
     rate: float = 0.0
     streams: int = 0
 
@@ -48,10 +51,11 @@ class Load:
         return f"{self.rate:g}/s" if self.rate else f"{self.streams} streams"
 
     @property
-    def arguments(self) -> list[str]:
-        """Of the clients."""
-        amount = ["--rate", str(self.rate)] if self.rate else ["--streams", str(self.streams)]
-        return [*amount, "--tokens", str(self.tokens)]
+    def command(self) -> str:
+        """What asks, for the report."""
+        if self.rate:
+            return f"benchmarks.load.http_load --rate {self.rate:g} --tokens {self.tokens}"
+        return f"wrk --connections {self.streams}"
 
 
 # At 40 a second nearly every message wakes the picker by itself, with cold caches, and its timers count; in light mode
@@ -59,7 +63,8 @@ class Load:
 SLOW = Load(100, rate=40.0)
 BRISK = Load(5, rate=200.0)
 BUSY = Load(2, rate=500.0)
-CLOSED = Load(2, streams=16)
+FEW = Load(streams=16)
+MANY = Load(streams=128)
 CONSTANT = "light, constant answer"
 
 COLUMNS = columns(
@@ -75,44 +80,52 @@ COLUMNS = columns(
     ("kept_up", "kept up"),
 )
 CASES = (
-    ("standalone", False, False, SLOW),
+    (CONSTANT, False, False, BRISK),
+    ("light", False, True, BRISK),
+    (CONSTANT, False, False, FEW),
+    ("light", False, False, FEW),
+    ("light", False, True, FEW),
+    (CONSTANT, False, False, MANY),
+    ("light", False, True, MANY),
+    ("light", True, True, FEW),
+    ("light", False, False, BRISK),
     (CONSTANT, False, False, SLOW),
     ("light", False, False, SLOW),
     ("light", False, True, SLOW),
-    (CONSTANT, False, False, BRISK),
-    ("light", False, False, BRISK),
-    ("light", False, True, BRISK),
     (CONSTANT, False, False, BUSY),
     ("light", False, True, BUSY),
-    (CONSTANT, False, False, CLOSED),
-    ("light", False, False, CLOSED),
-    ("light", False, True, CLOSED),
-    ("standalone", True, False, SLOW),
     ("light", True, False, SLOW),
+    ("standalone", False, False, SLOW),
+    ("standalone", True, False, SLOW),
 )
 
 
 async def run(bench: Bench, outcome: Outcome) -> None:
-    """All gateways are alive; they are measured in turn."""
+    """All servers are alive; gateways are measured one after the other."""
     seconds, warm_up = bench.pick(smoke=(0.5, 0.1), quick=(4.0, 1.0), full=(8.0, 2.0))
     table = Table(f"medians of {bench.rounds} runs", COLUMNS, [])
     outcome.tables.append(table)
     latency = ("--inter-token-latency", "10ms", "--time-to-first-token", "5ms")
     limits = ("--max-model-len", "200000", "--max-num-seqs", "1000")
-    async with simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as servers:
-        for flavour, tls, collecting, load in bench.pick(smoke=CASES[4:6], quick=CASES[:6], full=CASES):
+    async with (
+        simulated_servers(bench.subfolder(), SERVERS, *latency, *limits) as simulated,
+        static_servers(bench.subfolder(), SERVERS) as static,
+    ):
+        for flavour, tls, collecting, load in bench.pick(smoke=CASES[:2], quick=CASES[:5], full=CASES):
             runs: list[Figures] = []
-            arguments = [*load.arguments, "--seconds", str(seconds), "--warm-up", str(warm_up)]
-            command = " ".join(["benchmarks.load.http_load", *arguments])
-            async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as (pid, envoy):
+            servers = simulated if load.rate else static
+            async with _gateway(bench, servers, flavour, tls=tls, collecting=collecting) as gateway:
                 for number in range(bench.rounds):
                     bench.say(f"{flavour}{', TLS' if tls else ''}, round {number + 1} of {bench.rounds}")
-                    runs.append(await _measure(bench, pid, envoy, arguments))
+                    if load.rate:
+                        runs.append(await _at_a_rate(bench, gateway, load, seconds, warm_up))
+                    else:
+                        runs.append(await _at_a_time(gateway, load, seconds, warm_up, number))
             cells = {key: middle(runs, key) for key in ("picker", "envoy", "ttfb50", "ttfb99")}
-            kept_up = cells["ttfb50"] <= KEPT_UP_MS
+            kept_up = not load.rate or cells["ttfb50"] <= KEPT_UP_MS
             table.rows.append(
                 row(
-                    command,
+                    load.command,
                     mode="full duplex" if flavour == "standalone" else flavour,
                     load=load.name,
                     tls="on" if tls else "off",
@@ -124,14 +137,28 @@ async def run(bench: Bench, outcome: Outcome) -> None:
             )
             if flavour == "light" and not tls and kept_up:
                 name = f"light mode, {load.name}" + (", collecting included" if collecting else "")
-                outcome.verdicts.append(bound(name, cells["picker"], "us/request", MOST_US, command))
+                outcome.verdicts.append(bound(name, cells["picker"], "us/request", MOST_US, load.command))
+
+
+class Cpu(NamedTuple):
+    """Seconds since the start of the processes."""
+
+    picker: float
+    envoy: float
+
+
+class _Gateway(NamedTuple):
+    picker_pid: int
+    envoy: Envoy
+
+    def cpu_seconds(self) -> Cpu:
+        return Cpu(cpu_seconds(self.picker_pid), cpu_seconds(self.envoy.pid))
 
 
 @asynccontextmanager
 async def _gateway(
     bench: Bench, servers: list[Served], flavour: str, *, tls: bool, collecting: bool
-) -> AsyncIterator[tuple[int, Envoy]]:
-    """The process id of the picker, and the Envoy before it."""
+) -> AsyncIterator[_Gateway]:
     folder = bench.subfolder()
     async with AsyncExitStack() as stack:
         if flavour == CONSTANT:
@@ -145,21 +172,41 @@ async def _gateway(
             port, pid = ours.grpc_port, ours.pid
         listen, admin = free_ports(2)
         known = "light" if flavour == CONSTANT else flavour
-        yield pid, await stack.enter_async_context(Envoy(Gateway(known, listen, admin, port, picker_tls=tls), folder))
+        described = Gateway(known, listen, admin, port, picker_tls=tls)
+        yield _Gateway(pid, await stack.enter_async_context(Envoy(described, folder)))
 
 
-async def _measure(bench: Bench, pid: int, envoy: Envoy, arguments: list[str]) -> Figures:
+async def _at_a_rate(bench: Bench, gateway: _Gateway, load: Load, seconds: float, warm_up: float) -> Figures:
     """One run of the clients. RuntimeError when a request failed."""
-    client = ("-m", "benchmarks.load.http_load", "--url", envoy.url, *arguments)
-    async with child(*client, log=bench.folder / "http_load.log") as (clients, _):
-        before = cpu_seconds(pid), cpu_seconds(envoy.pid)
+    module = ("-m", "benchmarks.load.http_load", "--url", gateway.envoy.url)
+    amount = ("--rate", str(load.rate), "--tokens", str(load.tokens))
+    times = ("--seconds", str(seconds), "--warm-up", str(warm_up))
+    async with child(*module, *amount, *times, log=bench.folder / "http_load.log") as (clients, _):
+        before = gateway.cpu_seconds()
         assert clients.stdout is not None
         line = await asyncio.wait_for(clients.stdout.readline(), 120)
-        after = cpu_seconds(pid), cpu_seconds(envoy.pid)
+        after = gateway.cpu_seconds()
     if not line:
         raise RuntimeError(f"the clients broke off:\n{(bench.folder / 'http_load.log').read_text()[-2000:]}")
     seen: dict[str, Any] = json.loads(line)
     if seen["errors"] or not seen["requests"]:
         raise RuntimeError(f"{seen['errors']} of the requests through Envoy failed, first: {seen['first_error']}")
-    count = seen["requests"]
-    return seen | {"picker": (after[0] - before[0]) / count * 1e6, "envoy": (after[1] - before[1]) / count * 1e6}
+    return seen | _per_request(before, after, seen["requests"])
+
+
+async def _at_a_time(gateway: _Gateway, load: Load, seconds: float, warm_up: float, number: int) -> Figures:
+    """One run of wrk. At its end the last `streams` requests are left alone: they cost a part and do not count."""
+    first = 2 * number * REQUESTS_OF_A_RUN
+    await wrk.ask(gateway.envoy.url, streams=load.streams, seconds=warm_up, first=first)
+    before = gateway.cpu_seconds()
+    seen = await wrk.ask(gateway.envoy.url, streams=load.streams, seconds=seconds, first=first + REQUESTS_OF_A_RUN)
+    after = gateway.cpu_seconds()
+    figures = {"requests": seen.requests, "ttfb50": seen.p50, "ttfb99": seen.p99}
+    return figures | _per_request(before, after, seen.requests)
+
+
+def _per_request(before: Cpu, after: Cpu, count: int) -> Figures:
+    return {
+        "picker": (after.picker - before.picker) / count * 1e6,
+        "envoy": (after.envoy - before.envoy) / count * 1e6,
+    }

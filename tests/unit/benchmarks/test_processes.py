@@ -1,10 +1,13 @@
 """The processes of a benchmark: what they answer, and that none is left behind."""
 
 import asyncio
+import json
 import os
 import socket
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -13,6 +16,7 @@ import pytest
 from benchmarks import endpoints
 from benchmarks.bench import Bench, Scale, WrongReplies
 from benchmarks.inflight import read
+from benchmarks.load import wrk
 from benchmarks.load.generator import Load, LoadError, measure
 from benchmarks.processes import StartError, Target, baseline, child, static_servers
 from epp.extproc import ext_proc_pb2 as pb
@@ -41,6 +45,71 @@ async def test_static_servers_answer_the_page_at_every_address(tmp_path: Path) -
             assert len(page) > 70_000
             waiting |= {line.rpartition(" ")[2] for line in page.splitlines() if "num_requests_waiting{" in line}
         assert len(waiting) == 3
+
+
+async def test_static_servers_stream_an_answer_at_once(tmp_path: Path) -> None:
+    async with static_servers(tmp_path, 2) as (served, _), aiohttp.ClientSession() as session:
+        url = f"http://{served.host}:{served.port}"
+        bodies: list[Any] = [b'{"model": "m"}', b"x" * 200_000, _pieces(), b""]
+        for body in bodies:  # on one connection
+            async with session.post(f"{url}/v1/chat/completions", data=body) as answer:
+                assert answer.content_type == "text/event-stream"
+                text = await answer.text()
+            events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+            assert events[-1] == "[DONE]"
+            chunks = [json.loads(event) for event in events[:-1]]
+            assert [len(chunk["choices"]) for chunk in chunks] == [1, 1, 0]
+            assert chunks[-1]["usage"]["completion_tokens"] == endpoints.TOKENS
+            async with session.get(f"{url}/metrics") as answer:
+                assert len(await answer.text()) > 70_000
+
+
+async def _pieces() -> AsyncIterator[bytes]:
+    for size in (1, 5000, 70_000):
+        yield b"y" * size
+
+
+async def test_wrk_asks_and_counts(tmp_path: Path) -> None:
+    async with static_servers(tmp_path, 1) as (served,):
+        url = f"http://{served.host}:{served.port}"
+        seen = await wrk.ask(url, streams=4, seconds=1, first=0)
+        assert seen.requests > 4
+        assert 0 < seen.p50 <= seen.p99
+
+
+async def test_wrk_tells_of_failures(tmp_path: Path, unused_tcp_port: int) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
+            writer.write(b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n")
+
+    with pytest.raises(wrk.LoadError, match=r"broke off|without a result"):
+        await wrk.ask(f"http://127.0.0.1:{unused_tcp_port}", streams=2, seconds=1, first=0)
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(wrk.LoadError, match="were refused"):
+            await wrk.ask(f"http://127.0.0.1:{port}", streams=2, seconds=1, first=0)
+
+
+async def test_every_prompt_of_wrk_is_another_one() -> None:
+    bodies: list[bytes] = []
+
+    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while len(bodies) < 500:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().partition(b"content-length: ")[2].split()[0])
+            bodies.append(await reader.readexactly(length))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await asyncio.sleep(10)
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        await wrk.ask(f"http://127.0.0.1:{port}", streams=2, seconds=1, first=7_000_000)
+    assert len(set(bodies)) == len(bodies) > 10
+    assert all(json.loads(body)["stream"] and 3900 < len(body) < 4200 for body in bodies)
+    assert json.loads(bodies[0])["messages"][0]["content"].startswith("700000")
 
 
 async def test_static_servers_cannot_be_reached_from_outside() -> None:
