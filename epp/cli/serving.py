@@ -203,6 +203,7 @@ class Picker:
                 self._plugins,
                 authenticate=kubernetes.metrics_auth() if kubernetes is not None and asks else None,
                 ready=lambda: self.health.ready,
+                collecting=self.pool.collector.state,
             )
             metrics_tls = self._metrics_tls()
             await _listening("metrics-port", options.metrics_port, admin.start(host, options.metrics_port, metrics_tls))

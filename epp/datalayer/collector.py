@@ -185,9 +185,10 @@ class Collector:
         if self._active:
             self._hot[row] = 1
             for lane in self._adaptive:
-                if lane.present[row]:
-                    due = float(lane.started[row] + self._pace.hot * lane.spread[row])
-                    lane.due[row] = min(lane.due[row], due)
+                if lane.present[row] and not lane.failures[row]:
+                    wanted = max(self._pace.hot, _POLITENESS * float(lane.took[row]))
+                    due = float(lane.started[row]) + wanted * float(lane.spread[row])
+                    lane.due[row] = min(float(lane.due[row]), due)
                     self._hurry(now, due)
         else:
             self._surveyed = float("-inf")

@@ -44,7 +44,10 @@ class StatefulPlugin(Protocol):
 
 
 class AdminServer:
-    """Serves the metrics port. `plugins` is asked at every dump, since a reload may replace them."""
+    """Serves the metrics port. `plugins` is asked at every dump, since a reload may replace them.
+
+    `collecting`: a small JSON-able picture of how the pool is scraped.
+    """
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class AdminServer:
         *,
         authenticate: Authenticate | None = None,
         ready: Callable[[], bool] = lambda: True,
+        collecting: Callable[[], Any] = lambda: None,
         wall_clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         collectors: Sequence[Collector] | None = None,
     ) -> None:
@@ -60,6 +64,7 @@ class AdminServer:
         self._plugins = plugins
         self._authenticate = authenticate
         self._ready = ready
+        self._collecting = collecting
         self._wall_clock = wall_clock
         self._collectors = [ProcessCollector(registry=None)] if collectors is None else list(collectors)
         self._runner: web.AppRunner | None = None
@@ -115,7 +120,7 @@ class AdminServer:
         return web.Response(body=page, headers=headers)
 
     async def _plugin_state(self, _request: web.Request) -> web.Response:
-        state = plugin_state(self._plugins(), self._wall_clock())
+        state = plugin_state(self._plugins(), self._wall_clock()) | {"collector": self._collecting()}
         return web.Response(body=msgspec.json.encode(state, enc_hook=str), content_type="application/json")
 
 

@@ -179,6 +179,7 @@ async def test_state_and_metrics_of_a_running_picker(stage: Any) -> None:
         async with s.client.get(f"http://127.0.0.1:{s.picker.metrics_port}/debug/plugins/state") as answer:
             state = await answer.json()
         assert state["plugins"]["approx-prefix-cache-producer"]["type"] == "approx-prefix-cache-producer"
+        assert state["collector"]["fetches"] >= state["collector"]["endpoints"] > 0
         assert await s.metric("llm_d_epp_transport_connections") >= 1
         assert await s.metric("inference_objective_request_total") == 1
         lines = [json.loads(line) for line in s.picker.log().splitlines()]

@@ -469,3 +469,22 @@ async def test_a_row_without_a_page_may_be_picked(serve: Any, until: Until) -> N
         await until(partial(lambda least: bench.pages(row) >= least, seen + 2))
     assert bench.pages(mute) == 0
     await bench.collector.stop()
+
+
+async def test_a_pick_does_not_hurry_a_server_that_fails_or_is_slow(serve: Any, until: Until) -> None:
+    server, other = await serve(), await serve()
+    server.page(b"overloaded", status="503 Service Unavailable")
+    bench = Bench(CollectorSettings(refresh_interval=0.01, active_interval=30.0, idle_after=60.0, max_backoff=60.0))
+    row, slow = bench.add(server.port), bench.add(other.port, "slow")
+    await bench.collector.start()
+    bench.table.picked((slow,), time.monotonic() - 1.0)  # active, but not hot
+    lane = bench.collector._lanes[0]
+    await until(lambda: bool(lane.failures[row] and bench.pages(slow)))
+    lane.took[slow] = 5.0
+    bench.collector._surveyed = float("-inf")
+    bench.collector._tick(time.monotonic())
+    due = lane.due.copy()
+    bench.table.picked((row, slow), time.monotonic())
+    assert lane.due[row] == due[row]
+    assert 8.0 < lane.due[slow] - lane.started[slow] < 12.0
+    await bench.collector.stop()

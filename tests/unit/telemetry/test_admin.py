@@ -113,9 +113,13 @@ async def test_plugin_state(client: aiohttp.ClientSession) -> None:
         Dumping("broken", RuntimeError("boom")),
         Dumping("odd", {"when": NOW, "set": {1}}),
     ]
-    async with serving(plugins=plugins) as url, client.get(url + "/debug/plugins/state") as answer:
+    async with (
+        serving(plugins=plugins, collecting=lambda: {"failing": 2}) as url,
+        client.get(url + "/debug/plugins/state") as answer,
+    ):
         assert answer.headers["Content-Type"].startswith("application/json")
         state = json.loads(await answer.read())
+    assert state["collector"] == {"failing": 2}
     assert state["timestamp"] == "2026-01-02T03:04:05+00:00"
     assert state["plugins"]["index"]["name"] == "index"
     assert state["plugins"]["index"]["type"] == "prefix"
