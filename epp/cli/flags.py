@@ -190,7 +190,7 @@ class ServeOptions:
         "", "InferenceObjective and InferenceModelRewrite manifests, where there is no Kubernetes", ours=True
     )
     scrape_cpu_budget: float = flag(
-        0.25, "share of one core that reading endpoints' metrics may take", share, ours=True
+        0.2, "share of one core that reading endpoints' metrics may take", share, ours=True
     )
 
     @property

@@ -49,7 +49,7 @@ _LONGEST_SLEEP = 1.0
 _UNMETERED = 1.3
 _FIRST_GUESS = 500e-6  # CPU seconds per fetch, until measured
 # CPU seconds of fetches that may start in one tick, so that a wake-up with many endpoints delays no request for long.
-_BURST = 0.004
+_BURST = 0.003
 # A server renders its page on the loop that serves its requests: leave it at least as long as it took.
 _POLITENESS = 2.0
 _SMOOTHING = 0.2  # weight of a new round-trip sample
