@@ -13,8 +13,9 @@ from pathlib import Path
 
 from benchmarks import report as reporting
 from benchmarks.bench import Bench, Scale
+from benchmarks.debian_packages import MissingToolError
 from benchmarks.figures import Outcome
-from benchmarks.load.generator import MissingToolError, build
+from benchmarks.load.generator import build
 from benchmarks.machine import describe
 from benchmarks.progress import Progress
 from benchmarks.scenarios import SCENARIOS, Scenario

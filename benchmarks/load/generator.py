@@ -12,17 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.debian_packages import MissingToolError
+
 SOURCE = Path(__file__).with_name("extproc_load.cc")
 BINARY = Path(__file__).parents[2] / "out" / "extproc-load"
 PACKAGES = ("g++", "libnghttp2-dev", "libssl-dev")
 
 
-class MissingToolError(RuntimeError):
-    """The generator cannot be built here."""
-
-
 class LoadError(RuntimeError):
-    """The generator ended without a result: the picker closed the connection, or could not be reached."""
+    """A generator of load ended without a result (nobody answered, or not until the end), or was refused."""
 
 
 def build() -> Path:

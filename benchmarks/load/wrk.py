@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.debian_packages import libraries, program
+from benchmarks.load.generator import LoadError
 
 SCRIPT = Path(__file__).with_name("chat.lua")
 _PACKAGE = "wrk"
-
-
-class LoadError(RuntimeError):
-    """wrk ended without a result, or requests failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +29,10 @@ class Answered:
 
 
 async def ask(url: str, *, streams: int, seconds: float, first: int) -> Answered:
-    """Ask from `streams` connections for `seconds` (at least 1, whole ones); prompts are numbered from `first` on."""
+    """Ask from `streams` connections for `seconds` (at least 1, whole ones); prompts are numbered from `first` on.
+
+    Raises `LoadError`, and `MissingToolError` when there is no wrk.
+    """
     tool = program(_PACKAGE, names=("wrk",), variable="EPP_WRK")
     amount = ("--threads", "1", "--connections", str(streams), "--duration", f"{max(1, round(seconds))}s")
     process = await asyncio.create_subprocess_exec(

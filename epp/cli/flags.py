@@ -189,9 +189,7 @@ class ServeOptions:
     declarations_file: str = flag(
         "", "InferenceObjective and InferenceModelRewrite manifests, where there is no Kubernetes", ours=True
     )
-    scrape_cpu_budget: float = flag(
-        0.2, "share of one core that reading endpoints' metrics may take", share, ours=True
-    )
+    scrape_cpu_budget: float = flag(0.2, "share of one core that reading endpoints' metrics may take", share, ours=True)
 
     @property
     def verbosity(self) -> int:

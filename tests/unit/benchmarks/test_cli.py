@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import cli
 from benchmarks.bench import Bench, Scale
+from benchmarks.debian_packages import MissingToolError
 from benchmarks.figures import Outcome, bound
-from benchmarks.load.generator import MissingToolError
 from benchmarks.scenarios import SCENARIOS, Scenario
 
 Run = Callable[[Bench, Outcome], Awaitable[None]]

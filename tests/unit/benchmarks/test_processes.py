@@ -83,12 +83,12 @@ async def test_wrk_tells_of_failures(tmp_path: Path, unused_tcp_port: int) -> No
             await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0]))
             writer.write(b"HTTP/1.1 503 Unavailable\r\ncontent-length: 0\r\n\r\n")
 
-    with pytest.raises(wrk.LoadError, match=r"broke off|without a result"):
+    with pytest.raises(LoadError, match=r"broke off|without a result"):
         await wrk.ask(f"http://127.0.0.1:{unused_tcp_port}", streams=2, seconds=1, first=0)
     server = await asyncio.start_server(refuse, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(wrk.LoadError, match="were refused"):
+        with pytest.raises(LoadError, match="were refused"):
             await wrk.ask(f"http://127.0.0.1:{port}", streams=2, seconds=1, first=0)
 
 
