@@ -15,6 +15,7 @@ leaves a server at least twice the time that its last answer took, and doubles t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 
@@ -65,9 +66,13 @@ class Pace:
     rest: float
 
 
-def hot_rows(settings: CollectorSettings, since_pick: FloatArray, since_fetch: FloatArray) -> BoolArray:
-    """Which endpoints are hot, shape `(n,)` like the two ages: seconds since the last pick and the last fetch."""
-    hot: BoolArray = (since_pick <= settings.hot_for) | (since_pick < since_fetch)
+@overload
+def is_hot(settings: CollectorSettings, since_pick: float, since_fetch: float) -> bool: ...
+@overload
+def is_hot(settings: CollectorSettings, since_pick: FloatArray, since_fetch: FloatArray) -> BoolArray: ...
+def is_hot(settings: CollectorSettings, since_pick: Any, since_fetch: Any) -> Any:
+    """Whether an endpoint of an active pool is hot, or which of many; seconds since its last pick and last fetch."""
+    hot = (since_pick <= settings.hot_for) | (since_pick < since_fetch)
     # A pick that a dead endpoint never answered does not keep it hot.
     return hot & (since_pick <= settings.idle_after)
 

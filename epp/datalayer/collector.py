@@ -24,7 +24,7 @@ import numpy as np
 
 from epp.api.endpoints import Endpoint, EndpointTable, FloatArray
 from epp.api.plugin import Clock
-from epp.datalayer.cadence import CollectorSettings, Pace, backed_off, hot_rows, is_active, pace
+from epp.datalayer.cadence import CollectorSettings, Pace, backed_off, is_active, is_hot, pace
 from epp.datalayer.failures import FailureLog
 from epp.datalayer.http_get import CpuMeter, HttpGet, ReadBuffer
 from epp.datalayer.http_response import HttpError, HttpResponse
@@ -40,9 +40,10 @@ that is aimed at now is much shorter than the one that made the value old."""
 
 _TICK = 0.015  # the shortest time between two ticks: what is due within it is fetched together
 # So late a fetch may come, to go with others: a fifteenth of the interval, or these seconds where half of it is
-# no less. A wake-up finds the caches cold, and leaves a page behind where requests had their own. Fetches that have
-# found together stay so, and are late by the spread of their intervals only.
-_GATHERING = 0.02
+# no less. A wake-up finds the caches cold, and leaves a page behind where requests had their own. Of two groups
+# under the shortest interval one always meets the other within half of it; from then on they go together, and are
+# late by the spread of their intervals only.
+_GATHERING = 0.03
 _SURVEY = 0.1  # seconds between two; what makes a row hot is noticed at once
 _LONGEST_SLEEP = 1.0
 # The event loop's own share (epoll, callbacks), which the meter cannot see: a fetch costs 1.3 times what is metered.
@@ -96,7 +97,6 @@ class Collector:
         self._next = float("-inf")  # when something is due next
         self._surveyed = float("-inf")
         self._pace = Pace(self.settings.idle_interval, self.settings.idle_interval)  # at the last survey
-        self._shortest = self.settings.idle_interval  # interval of any row, then
         self._hot = bytearray()  # by row, not 0: hot when last looked at, and due accordingly
         table.add_column(SCRAPE_INTERVAL)
         table.on_added(self._on_added)
@@ -189,7 +189,8 @@ class Collector:
                     wanted = max(self._pace.hot, _POLITENESS * float(lane.took[row]))
                     due = float(lane.started[row]) + wanted * float(lane.spread[row])
                     lane.due[row] = min(float(lane.due[row]), due)
-                    self._hurry(now, due)
+                    # Hot rows go together: this one with those of the last tick, whose next fetch is near.
+                    self._hurry(now, max(due, self._ticked + self._pace.hot))
         else:
             self._surveyed = float("-inf")
             self._hurry(now, now)
@@ -239,7 +240,7 @@ class Collector:
         for lane in self._adaptive:
             if not rows.size:
                 continue
-            hot = hot_rows(self.settings, since_pick, now - lane.started[rows]) & self._active
+            hot = is_hot(self.settings, since_pick, now - lane.started[rows]) & self._active
             count = int(np.count_nonzero(hot))
             self._pace = pace(
                 self.settings,
@@ -249,7 +250,6 @@ class Collector:
                 hot=count,
                 active=self._active,
             )
-            self._shortest = self._pace.hot if count else self._pace.rest
             for row in rows[hot].tolist():
                 self._hot[row] = 1
             wanted = np.maximum(np.where(hot, self._pace.hot, self._pace.rest), _POLITENESS * lane.took[rows])
@@ -312,7 +312,8 @@ class Collector:
         """When the row is due after the fetch that began last."""
         wanted = lane.fixed
         if wanted is None:
-            hot = self._active and bool(now - self.table.columns["picked_at"][row] <= self.settings.hot_for)
+            since_pick = now - float(self.table.columns["picked_at"][row])
+            hot = self._active and is_hot(self.settings, since_pick, now - float(lane.started[row]))
             self._hot[row] = hot
             wanted = max(self._pace.hot if hot else self._pace.rest, _POLITENESS * float(lane.took[row]))
         lane.aim[row] = wanted
@@ -322,17 +323,16 @@ class Collector:
         lane.due[row] = lane.started[row] + wanted * lane.spread[row]
 
     def _gathered(self, lane: Lane, now: float) -> float:
-        """When what is due next is fetched: with what is due soon after, though no more than half a burst."""
-        interval = self._shortest if lane.fixed is None else lane.fixed
-        gathering = max(interval / 15, min(0.5 * interval, _GATHERING))
+        """When what is due next is fetched: with what is due soon after, though no more than a burst."""
+        interval = lane.fixed or (self._pace.hot if 1 in self._hot else self._pace.rest)
         first = float(lane.due.min())
         if first <= now:
             return now
-        together = lane.due[lane.due <= first + gathering]
-        most = int(0.5 * _BURST / self.cost) + 1
+        together = lane.due[lane.due <= first + max(interval / 15, min(0.5 * interval, _GATHERING))]
+        most = int(_BURST / self.cost) + 1
         if together.size > most:
             return float(np.partition(together, most - 1)[most - 1])
-        return max(float(together.max()), now + gathering)
+        return float(together.max())
 
     def _give_up(self, lane: Lane, row: int, now: float) -> None:
         """A fetch is under way although the next one is due: it may take until its timeout."""

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from epp.datalayer.cadence import CollectorSettings, backed_off, hot_rows, is_active, pace
+from epp.datalayer.cadence import CollectorSettings, backed_off, is_active, is_hot, pace
 
 SETTINGS = CollectorSettings()
 NEVER = np.inf
@@ -18,7 +18,7 @@ def law(
 ) -> list[float]:
     """The interval of each endpoint."""
     picked = np.array(since_pick)
-    hot = hot_rows(settings, picked, np.zeros(picked.size) if since_fetch is None else np.array(since_fetch))
+    hot = is_hot(settings, picked, np.zeros(picked.size) if since_fetch is None else np.array(since_fetch))
     active, count = is_active(settings, picked), int(np.count_nonzero(hot))
     found = pace(settings, cost=cost, sources=sources, count=picked.size, hot=count, active=active)
     return [found.hot if is_hot else found.rest for is_hot in hot]

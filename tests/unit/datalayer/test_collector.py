@@ -205,10 +205,48 @@ async def test_the_fetches_of_an_idle_pool_go_together(serve: Any, until: Until)
     fetches = bench.collector.fetches
     await until(lambda: all(bench.pages(row) >= 4 for row in rows))
     assert len(bench.delays) <= (bench.collector.fetches - fetches) / 3
-    bench.table.picked((rows[0],), time.monotonic())
     bench.delays.clear()
-    await until(lambda: len(bench.delays) > 5)
-    assert min(bench.delays[1:]) < 0.03
+    bench.table.picked((rows[0],), time.monotonic())
+    await until(lambda: len(bench.delays) > 4)
+    assert bench.delays[0] <= 0.015  # a pick wakes the pool at once
+    assert max(bench.delays[1:5]) < 0.055 + 0.025  # and what is hot waits half of its 50 ms at most
+    await bench.collector.stop()
+
+
+async def test_the_fetches_of_hot_endpoints_find_together(serve: Any, until: Until) -> None:
+    """They begin in two groups, half an interval apart: the farthest there is."""
+    servers = [await serve() for _ in range(8)]
+    settings = CollectorSettings(active_interval=1.0, hot_for=60.0, idle_after=60.0)
+    bench = Bench(settings, cpu_clock=lambda: 0.0)
+    rows = [bench.add(server.port, f"pod-{index}") for index, server in enumerate(servers[:4])]
+    bench.table.picked(tuple(rows), time.monotonic())
+    await bench.collector.start()
+    await until(lambda: all(bench.pages(row) >= 1 for row in rows))
+    await asyncio.sleep(0.025)
+    rows += [bench.add(server.port, f"pod-{index}") for index, server in enumerate(servers[4:], 4)]
+    bench.table.picked(tuple(rows), time.monotonic())
+    await until(lambda: all(bench.pages(row) >= 12 for row in rows))
+    bench.delays.clear()
+    fetches = bench.collector.fetches
+    await until(lambda: bench.collector.fetches >= fetches + 40)
+    assert len(bench.delays) <= 8  # five rounds; two groups would take ten ticks
+    await bench.collector.stop()
+
+
+async def test_an_endpoint_that_gets_hot_goes_with_those_that_are(serve: Any, until: Until) -> None:
+    servers = [await serve() for _ in range(2)]
+    bench = Bench(CollectorSettings(refresh_interval=0.4, active_interval=3600.0, hot_for=60.0, idle_after=60.0))
+    rows = [bench.add(server.port, f"pod-{index}") for index, server in enumerate(servers)]
+    bench.table.picked((rows[0],), time.monotonic())
+    await bench.collector.start()
+    await until(lambda: bench.pages(rows[0]) >= 2)
+    assert bench.pages(rows[1]) == 1
+    bench.delays.clear()
+    bench.table.picked((rows[1],), time.monotonic())  # due since 0.4 s after its first page
+    assert not bench.delays  # the timer stays where it was
+    await until(lambda: bench.pages(rows[1]) >= 2)
+    assert len(bench.delays) == 1
+    assert bench.pages(rows[0]) >= 2
     await bench.collector.stop()
 
 
