@@ -4,7 +4,7 @@
 
 One socket listens for all of them. It is bound to the loopback device, so nothing outside this machine reaches it.
 The page is a captured one of 80 KB; how busy a server looks depends on its address, so that scorers have something to
-tell apart. A POST is answered with a stream of a few tokens, all at once.
+tell apart. A POST is answered with a stream of 100 tokens, as fast as it is read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 PAGE = Path(__file__).parents[1] / "tests" / "data" / "datalayer" / "vllm_metrics.txt"
 VARIANTS = 8
-TOKENS = 2  # of an answer
+TOKENS = 100  # of an answer, each in a chunk of its own: `headline` has as many
 _FRAMING = re.compile(rb"\r\n(?:content-length: *([0-9]+)|transfer-encoding: *chunked)\r\n", re.IGNORECASE)
 _BUSY = re.compile(rb"^(vllm:num_requests_(?:waiting|running)\{[^}]*\}) \S+$", re.MULTILINE)
 
@@ -46,9 +46,10 @@ def stream(tokens: int) -> bytes:
     head = b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":['
     token = head + b'{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null}]}\n\n'
     usage = b'{"prompt_tokens":1000,"total_tokens":%d,"completion_tokens":%d}' % (1000 + tokens, tokens)
-    events = token * tokens + head + b'],"usage":' + usage + b"}\n\ndata: [DONE]\n\n"
+    end = (head + b'],"usage":' + usage + b"}\n\n", b"data: [DONE]\n\n")
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(event), event) for event in (*[token] * tokens, *end))
     types = b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked"
-    return b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (types, len(events), events)
+    return b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s0\r\n\r\n" % (types, chunks)
 
 
 class Server(asyncio.Protocol):

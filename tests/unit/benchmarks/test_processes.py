@@ -58,7 +58,7 @@ async def test_static_servers_stream_an_answer_at_once(tmp_path: Path) -> None:
             events = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
             assert events[-1] == "[DONE]"
             chunks = [json.loads(event) for event in events[:-1]]
-            assert [len(chunk["choices"]) for chunk in chunks] == [1, 1, 0]
+            assert [len(chunk["choices"]) for chunk in chunks] == [1] * endpoints.TOKENS + [0]
             assert chunks[-1]["usage"]["completion_tokens"] == endpoints.TOKENS
             async with session.get(f"{url}/metrics") as answer:
                 assert len(await answer.text()) > 70_000
