@@ -21,7 +21,7 @@ def law(
     hot = is_hot(settings, picked, np.zeros(picked.size) if since_fetch is None else np.array(since_fetch))
     active, count = is_active(settings, picked), int(np.count_nonzero(hot))
     found = pace(settings, cost=cost, sources=sources, count=picked.size, hot=count, active=active)
-    return [found.hot if is_hot else found.rest for is_hot in hot]
+    return [found.hot if each else found.rest for each in hot]
 
 
 def test_idle_pools_are_asked_rarely() -> None:
