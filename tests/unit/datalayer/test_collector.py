@@ -235,7 +235,7 @@ async def test_the_fetches_of_hot_endpoints_find_together(serve: Any, until: Unt
 
 async def test_an_endpoint_that_gets_hot_goes_with_those_that_are(serve: Any, until: Until) -> None:
     servers = [await serve() for _ in range(2)]
-    settings = CollectorSettings(refresh_interval=0.4, active_interval=3600.0, hot_for=60.0, idle_after=60.0, jitter=0.0)
+    settings = CollectorSettings(refresh_interval=0.4, active_interval=60.0, hot_for=60.0, idle_after=60.0, jitter=0.0)
     bench = Bench(settings)
     rows = [bench.add(server.port, f"pod-{index}") for index, server in enumerate(servers)]
     bench.table.picked((rows[0],), time.monotonic())
