@@ -269,12 +269,16 @@ class Collector:
             self.cost += (sample - self.cost) * (1.0 - 0.98**fetched)
             self.cost = max(self.cost, 1e-6)
         earned = (now - self._ticked) * self._earning()
-        self._allowance = min(self._allowance + earned, max(1.0, _BURST / self.cost))
+        self._allowance = min(self._allowance + earned, self._burst())
         self._ticked = now
 
     def _earning(self) -> float:
         """Fetches per second that the budget pays for, with room to catch up."""
         return 1.25 * self.settings.cpu_budget / self.cost
+
+    def _burst(self) -> float:
+        """Fetches that one tick may start."""
+        return max(1.0, _BURST / self.cost)
 
     def _start_due(self, lane: Lane, now: float) -> None:
         ready = np.flatnonzero(lane.due <= now)
@@ -285,7 +289,7 @@ class Collector:
                 for row in ready[busy].tolist():
                     self._give_up(lane, row, now)
                 ready = ready[~busy]
-            room = int(self._allowance) if lane.fixed is None else int(max(1.0, _BURST / self.cost))
+            room = int(self._allowance) if lane.fixed is None else int(self._burst())
             if ready.size > room:
                 lateness = (now - lane.started[ready]) / lane.aim[ready]
                 ready = ready[np.argsort(-lateness, kind="stable")[:room]]
@@ -323,13 +327,13 @@ class Collector:
         lane.due[row] = lane.started[row] + wanted * lane.spread[row]
 
     def _gathered(self, lane: Lane, now: float) -> float:
-        """When what is due next is fetched: with what is due soon after, though no more than a burst."""
+        """When what is due next is fetched: with what is due soon after, as much as one tick may start."""
         interval = lane.fixed or (self._pace.hot if 1 in self._hot else self._pace.rest)
         first = float(lane.due.min())
         if first <= now:
             return now
         together = lane.due[lane.due <= first + max(interval / 15, min(0.5 * interval, _GATHERING))]
-        most = int(_BURST / self.cost) + 1
+        most = int(self._burst())
         if together.size > most:
             return float(np.partition(together, most - 1)[most - 1])
         return float(together.max())
